@@ -1,0 +1,105 @@
+"""A key/value cache of fixed capacity, shared by the families that generate.
+
+The library's dynamic cache copies all keys and values at every step; this one writes into storage that is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from bench.errors import Unsupported
+
+
+class PreallocatedLayer(CacheLayerMixin):
+    """Keys and values of one layer, `(batch, kv_heads, capacity, head_dim)` each, filled from the left."""
+
+    is_croppable = True
+
+    def __init__(self, capacity: int, is_sliding: bool = False) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.is_sliding = is_sliding
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        batch, heads, _, _ = key_states.shape
+        self.keys = key_states.new_empty(batch, heads, self.capacity, key_states.shape[-1])
+        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append `(batch, kv_heads, new, head_dim)`; return views of all that is held."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        assert self.length <= self.capacity, f"cache of {self.capacity} tokens is asked to hold {self.length}"
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.capacity
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens (the library's sign: negative)."""
+        self.length += tokens_to_remove
+
+
+def preallocated(config: Any, capacity: int) -> Cache:
+    """An empty cache for `capacity` tokens.
+
+    Raises:
+        Unsupported: the model's context is shorter, or its layers are no attention layers.
+    """
+    text = config.get_text_config(decoder=True)
+    limit = text.max_position_embeddings
+    if limit is not None and capacity > limit:
+        raise Unsupported(f"{capacity} tokens do not fit the model's context of {limit}")
+    return Cache(layers=[PreallocatedLayer(capacity, kind) for kind in sliding_layers(text)])
+
+
+def sliding_layers(config: Any) -> list[bool]:
+    """Per layer, whether it attends to a sliding window only.
+
+    Raises:
+        Unsupported: a layer is neither full nor sliding attention.
+    """
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    unknown = set(kinds) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise Unsupported(f"layers of type {', '.join(sorted(unknown))} have no key/value cache of this form")
+    return [kind == "sliding_attention" for kind in kinds]
+
+
+def tensors(cache: Cache | None) -> list[Tensor]:
+    """The storage that a cache holds."""
+    if cache is None:
+        return []
+    return [t for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+
+
+def read(model: Any, ids: Tensor, cache: Cache, keep: int = 1) -> Tensor:
+    """Forward `ids` (batch, new) behind what the cache has seen.
+
+    Returns:
+        Logits `(batch, keep, vocabulary)` of the last `keep` tokens; all for 0.
+    """
+    seen = cache.get_seq_length()
+    positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
+    logits: Tensor = model(
+        input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=keep
+    ).logits
+    return logits

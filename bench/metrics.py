@@ -1,0 +1,162 @@
+"""The glossary: every number that a report can show, with its unit, direction, definition and margin."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+from bench.errors import BenchError
+from bench.technique import Axis
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number and what it means."""
+
+    name: str
+    axis: Axis
+    unit: str
+    better: Literal["lower", "higher"]
+    definition: str
+    margin: float
+    """Differences within it read as the same: a share of the baseline if `relative`, else in `unit`."""
+    relative: bool = True
+    """Compared as a ratio to the baseline, else as a difference."""
+    exact: bool = False
+    """The same in every repeat, so judged by the margin alone."""
+
+
+def _glossary(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.name: metric for metric in metrics}
+
+
+GLOSSARY = _glossary(
+    # latency
+    Metric("ttft", "latency", "s", "lower", "Time to the first token: the prefill, one prompt.", 0.03),
+    Metric(
+        "tpot",
+        "latency",
+        "s/token",
+        "lower",
+        "Time per output token after the first: decoding time of a prompt over its tokens minus one; "
+        "the median over the prompts of a process.",
+        0.03,
+    ),
+    Metric(
+        "time_per_step",
+        "latency",
+        "s",
+        "lower",
+        "One optimiser step, forward to update; the median over a process' steps.",
+        0.03,
+    ),
+    Metric("throughput", "latency", "tokens/s", "higher", "Tokens over time, all steps of a process.", 0.03),
+    # memory
+    Metric(
+        "peak_memory",
+        "memory",
+        "B",
+        "lower",
+        "Highest memory during a burst after warm-up: what the allocator handed out (CUDA), or the "
+        "process' high-water mark (CPU).",
+        0.01,
+    ),
+    Metric("reserved_memory", "memory", "B", "lower", "Highest memory the CUDA allocator reserved.", 0.01),
+    Metric(
+        "held_memory",
+        "memory",
+        "B",
+        "lower",
+        "Most bytes of the named components together: weights, adapters, optimizer, cache ...",
+        0.01,
+        exact=True,
+    ),
+    Metric(
+        "kv_cache_bytes",
+        "memory",
+        "B",
+        "lower",
+        "Most bytes of storage that the key/value cache held at the end of a step.",
+        0.01,
+        exact=True,
+    ),
+    # quality
+    Metric(
+        "nll",
+        "quality",
+        "nat/token",
+        "lower",
+        "Negative log-likelihood of held-out text, mean over the tokens of an item.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "token_agreement",
+        "quality",
+        "share",
+        "higher",
+        "Share of a prompt's tokens before the first one that differs from the baseline's.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "output_nll",
+        "quality",
+        "nat/token",
+        "lower",
+        "Negative log-likelihood of the emitted tokens under the unmodified model.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "next_token_accuracy",
+        "quality",
+        "share",
+        "higher",
+        "Share of held-out tokens that are the model's first choice.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "preference_accuracy",
+        "quality",
+        "share",
+        "higher",
+        "Share of held-out pairs whose chosen text gained more log-probability over the reference than "
+        "the rejected one.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "preference_margin",
+        "quality",
+        "nat",
+        "higher",
+        "Log-probability gained over the reference by the chosen text minus that of the rejected text.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "chosen_nll",
+        "quality",
+        "nat/token",
+        "lower",
+        "Negative log-likelihood of the chosen texts, mean over the tokens of a pair.",
+        0.01,
+        relative=False,
+    ),
+)
+
+
+def metric(name: str) -> Metric:
+    """The glossary's entry.
+
+    Raises:
+        BenchError: no such metric.
+    """
+    if name not in GLOSSARY:
+        near = difflib.get_close_matches(name, GLOSSARY, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise BenchError(f"metric {name!r} is not in the glossary{hint}")
+    return GLOSSARY[name]

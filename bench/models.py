@@ -1,0 +1,298 @@
+"""Sources: a name -> weights and tokenizer, from the package, the hub, a folder or shapes alone.
+
+A technique gets sources, not loaded models: `source.layers()` yields one layer's tensors at a time, so that a
+model can be built in another form without ever existing in full. Names:
+
+smollm2-135m           the embedded model
+tiny:llama|gpt2|qwen3  random networks of a few layers, for tests
+synthetic:<shape>      real shapes with random weights, for memory and latency
+hub:<id>, <id>         a model of the Hugging Face hub
+<folder>               a local folder with config.json and safetensors
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench import embedded
+from bench.errors import ModelError, Unsupported, UsageError
+from bench.registry import did_you_mean
+from bench.shapes import SYNTHETIC, TINY
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+RANDOM_SEED = 20231210
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one model comes from. Nothing is loaded before it is asked for."""
+
+    name: str
+    role: str = "target"
+    device: str = "cpu"
+    dtype: str = "float32"
+    log: list[dict[str, Any]] = field(default_factory=list, compare=False, repr=False)
+    """Every reading of weights, for the record."""
+
+    @property
+    def kind(self) -> str:
+        """`embedded`, `tiny`, `synthetic`, `folder` or `hub`."""
+        return kind_of(self.name)
+
+    @property
+    def origin(self) -> str:
+        """How the weights came to be; it stands beside every quality figure."""
+        if self.kind == "embedded":
+            return embedded.ORIGIN
+        return "random weights" if self.is_random else f"{self.kind} weights"
+
+    @property
+    def is_random(self) -> bool:
+        return self.kind in {"tiny", "synthetic"}
+
+    @cached_property
+    def path(self) -> str:
+        """Folder or hub id that `transformers` reads."""
+        if self.kind == "embedded":
+            return str(embedded.folder())
+        return self.name.removeprefix("hub:")
+
+    @cached_property
+    def config(self) -> Any:
+        """The `transformers` configuration.
+
+        Raises:
+            ModelError: it cannot be found, or the network is needed and not there.
+        """
+        from transformers import AutoConfig
+
+        if self.is_random:
+            kind, _, shape = self.name.partition(":")
+            values = dict((TINY if kind == "tiny" else SYNTHETIC)[shape])
+            return AutoConfig.for_model(values.pop("model_type"), **values)
+        return self._read(AutoConfig)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own tokenizer; random networks read bytes."""
+        if self.is_random:
+            from bench.byte_tokenizer import byte_tokenizer
+
+            return byte_tokenizer()
+        from transformers import AutoTokenizer
+
+        return self._read(AutoTokenizer)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        import torch
+
+        dtype = getattr(torch, self.dtype)
+        assert isinstance(dtype, torch.dtype)
+        return dtype
+
+    def model(self, dtype: torch.dtype | None = None, attention: str = "sdpa") -> nn.Module:
+        """The whole network on the source's device, in eval mode, without dropout.
+
+        Args:
+            dtype: of the weights; the run's if None.
+            attention: name of the attention backend, as `transformers` knows it.
+
+        Raises:
+            ModelError: the weights cannot be read.
+        """
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        dtype = dtype or self.torch_dtype
+        if self.is_random:
+            model = AutoModelForCausalLM.from_config(self.config, attn_implementation=attention)
+            model = model.to_empty(device=self.device) if model.device.type == "meta" else model
+            model = model.to(device=self.device, dtype=dtype)
+            _fill(model)
+        else:
+            model = self._read(
+                AutoModelForCausalLM, dtype=dtype, attn_implementation=attention, use_safetensors=True
+            )
+            model = _own(model.to(self.device))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
+        network: nn.Module = model.eval()
+        return network
+
+    def layers(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """One group of tensors at a time, on the CPU: `("model.layers.3", {"self_attn.q_proj.weight": ...})`.
+
+        Tensors outside the layers come first, each under its own module. Names are those of the network that
+        `model()` builds; a tied output head is left out.
+        """
+        for prefix, names in self._groups().items():
+            tensors = {name[len(prefix) + 1 :]: self._tensor(name) for name in names}
+            self._log(prefix, sum(t.numel() * t.element_size() for t in tensors.values()))
+            yield prefix, tensors
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of weights, tied ones once, from the shapes alone."""
+        return sum(t.numel() for t in self._skeleton.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 that names these weights: of the tensors (embedded), the shapes (random) or the files."""
+        if self.kind == "embedded":
+            return embedded.WEIGHTS_SHA256
+        if self.is_random:
+            text = f"{self.name} {RANDOM_SEED} {sorted((n, tuple(t.shape)) for n, t in self._skeleton.items())}"
+            return hashlib.sha256(text.encode()).hexdigest()
+        digest = hashlib.sha256()
+        for file in self._weight_files():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+    def _read(self, auto: Any, **options: Any) -> Any:
+        try:
+            return auto.from_pretrained(self.path, trust_remote_code=False, **options)
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise ModelError(
+                f"model {self.name!r} cannot be read: {first} "
+                f"(allowed: smollm2-135m, tiny:*, synthetic:*, a hub id, a folder with config.json and safetensors)"
+            ) from error
+
+    @cached_property
+    def _skeleton(self) -> dict[str, Tensor]:
+        """The network's tensors on the meta device, tied ones once."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        return dict(model.named_parameters())  # tied parameters appear once
+
+    def _groups(self) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for name in self._skeleton:
+            layer = re.match(r"(.*?\.(?:layers|h)\.\d+)\.", name)
+            groups.setdefault(layer[1] if layer else name.rpartition(".")[0], []).append(name)
+        return groups
+
+    def _tensor(self, name: str) -> Tensor:
+        if self.is_random:
+            return random_tensor(name, tuple(self._skeleton[name].shape)).to(self.torch_dtype)
+        for file in self._weight_files():
+            from safetensors import safe_open
+
+            with safe_open(str(file), framework="pt") as reader:
+                keys = set(reader.keys())
+                for key in (name, name.partition(".")[2], f"model.{name}"):
+                    if key in keys:
+                        return reader.get_tensor(key).to(self.torch_dtype)
+        raise ModelError(f"model {self.name!r} has no tensor {name!r} in its safetensors files")
+
+    def _weight_files(self) -> list[Path]:
+        folder = Path(self.path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(self.path, allow_patterns=["*.safetensors", "*.json"]))
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise ModelError(f"model {self.name!r}: no safetensors file in its folder (pickles are not read)")
+        return files
+
+    def _log(self, what: str, count: int) -> None:
+        self.log.append({"role": self.role, "name": self.name, "read": what, "bytes": count})
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The models of a run, by role. Every weight read is on record."""
+
+    target: Source
+    others: Mapping[str, Source] = field(default_factory=dict)
+
+    def get(self, role: str) -> Source:
+        """The source of a helper network.
+
+        Raises:
+            Unsupported: the run names none for this role.
+        """
+        if role not in self.others:
+            raise Unsupported(f"needs a {role} model: name one with --{role} ID_OR_PATH")
+        return self.others[role]
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        return [*self.target.log, *(entry for source in self.others.values() for entry in source.log)]
+
+
+def kind_of(name: str) -> str:
+    """What sort of name this is, without reading anything.
+
+    Raises:
+        UsageError: no model can have this name.
+    """
+    if name == embedded.NAME:
+        return "embedded"
+    prefix, colon, rest = name.partition(":")
+    if colon and prefix in {"tiny", "synthetic"}:
+        shapes = TINY if prefix == "tiny" else SYNTHETIC
+        if rest not in shapes:
+            raise UsageError(f"unknown model {name!r}{did_you_mean(name, [f'{prefix}:{s}' for s in shapes])}")
+        return prefix
+    if name.startswith(("/", ".", "~")) or Path(name).is_dir():
+        if not (Path(name) / "config.json").is_file():
+            raise UsageError(f"model folder {name!r} has no config.json; give a folder saved by transformers")
+        return "folder"
+    hub_id = name.removeprefix("hub:")
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+        return "hub"
+    known = [embedded.NAME, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
+    raise UsageError(
+        f"unknown model {name!r}{did_you_mean(name, known)} (or a hub id as owner/name, or a folder)"
+    )
+
+
+def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
+    """Seeded random weights that depend on nothing but name and shape: N(0, .02), norms 1, biases 0."""
+    import torch
+
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    key = hashlib.sha256(f"{RANDOM_SEED} {name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
+    return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+
+
+def _fill(model: nn.Module) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(random_tensor(name, tuple(parameter.shape)))
+
+
+def _own(model: nn.Module) -> nn.Module:
+    """Copy weights out of the file's memory map: every arm then holds anonymous memory, read or written."""
+    import torch
+
+    with torch.no_grad():
+        copies: dict[int, Tensor] = {}
+        for parameter in model.parameters():
+            if parameter.device.type == "cpu":
+                parameter.data = copies.setdefault(parameter.data_ptr(), parameter.data.clone())
+    return model

@@ -1,0 +1,70 @@
+"""Questions about a passage of real text: the answer can quote it, as summaries and retrieval do."""
+
+from __future__ import annotations
+
+import itertools
+from typing import ClassVar
+
+from pydantic import Field
+
+from bench import text
+from bench.errors import UsageError
+from bench.families.decoding import DecodingWorkload
+from bench.models import Source, Sources
+from bench.registry import register
+from bench.workload import Built
+
+REQUESTS = (
+    "Summarise the following text in a few sentences.",
+    "List the rules that the following text states.",
+    "Explain the following text to a beginner, quoting it where that helps.",
+    "Rewrite the following text as questions and answers.",
+)
+
+
+@register
+class GroundedChat(DecodingWorkload):
+    """Four kinds of requests about passages of the language reference, as chat prompts."""
+
+    source: ClassVar[str] = text.SOURCE
+
+    passage_words: int = Field(default=120, ge=10, le=20000)
+    """Length of a passage [words]."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        return int(self.passage_words * 1.6) + 40
+
+    def build(self, sources: Sources, seed: int) -> Built:
+        wanted = self.timed_prompts + self.items
+        passages = _passages("prompts", self.passage_words)
+        if not passages:
+            raise UsageError(f"passage_words={self.passage_words}: no document of the embedded text is that long")
+        prompts = [
+            chat(sources.target, f"{request}\n\n{passage}")
+            for passage, request in zip(
+                itertools.islice(itertools.cycle(passages), wanted), itertools.cycle(REQUESTS), strict=False
+            )
+        ]
+        return {"scored": prompts[: self.items], "timed": prompts[self.items :]}
+
+
+def chat(source: Source, content: str) -> list[int]:
+    """Ids of one user turn in the model's chat template; of the bare text where it has none."""
+    tokenizer = source.tokenizer
+    if not tokenizer.chat_template:
+        ids: list[int] = tokenizer(content)["input_ids"]
+        return ids
+    turn = [{"role": "user", "content": content}]
+    rendered = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    # the template writes the begin-of-text token itself
+    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _passages(split: text.Split, words: int) -> list[str]:
+    passages = []
+    for document in text.documents(split).values():
+        all_words = document.split()
+        passages += [" ".join(all_words[i : i + words]) for i in range(0, len(all_words) - words + 1, words)]
+    return passages
