@@ -120,9 +120,7 @@ class Source:
             model = model.to(device=self.device, dtype=dtype)
             _fill(model)
         else:
-            model = self._read(
-                AutoModelForCausalLM, dtype=dtype, attn_implementation=attention, use_safetensors=True
-            )
+            model = self._read(AutoModelForCausalLM, dtype=dtype, attn_implementation=attention, use_safetensors=True)
             model = _own(model.to(self.device))
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
@@ -222,6 +220,8 @@ class Sources:
 
     target: Source
     others: Mapping[str, Source] = field(default_factory=dict)
+    seed: int = 0
+    """Of everything random that a technique adds to a model: adapters, projections."""
 
     def get(self, role: str) -> Source:
         """The source of a helper network.
@@ -260,9 +260,7 @@ def kind_of(name: str) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         return "hub"
     known = [embedded.NAME, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
-    raise UsageError(
-        f"unknown model {name!r}{did_you_mean(name, known)} (or a hub id as owner/name, or a folder)"
-    )
+    raise UsageError(f"unknown model {name!r}{did_you_mean(name, known)} (or a hub id as owner/name, or a folder)")
 
 
 def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:

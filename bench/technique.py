@@ -60,9 +60,7 @@ class Prepared:
         """The tensors held at this moment, by component: weights, kv_cache, adapters, optimizer ..."""
         held: dict[str, Iterable[Tensor]] = {"weights": [*self.model.parameters(), *self.model.buffers()]}
         if self.helpers:
-            held["helper_weights"] = [
-                t for helper in self.helpers for t in (*helper.parameters(), *helper.buffers())
-            ]
+            held["helper_weights"] = [t for helper in self.helpers for t in (*helper.parameters(), *helper.buffers())]
         held.update((name, list(tensors())) for name, tensors in self.components.items())
         return held
 
@@ -128,7 +126,7 @@ class Technique(BaseModel, ABC):
         """
 
     @abstractmethod
-    def steps(self, prepared: Prepared, job: Any) -> Iterator[Step]:
+    def steps(self, prepared: Any, job: Any) -> Iterator[Step]:
         """Do the job, one unit of work per `next()`.
 
         No context manager may be held across a `yield`, nothing is copied to the host for the harness' sake.

@@ -11,7 +11,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -90,6 +90,13 @@ class Workload(BaseModel, ABC):
     """Where the data comes from, with its licence."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Name -> parameters: variants that only set parameters."""
+    smallest: ClassVar[Mapping[str, int]] = {}
+    """Field -> the value that a quick run does not exceed."""
+
+    def quick(self) -> Self:
+        """The same workload at its smallest."""
+        smaller = {field: min(getattr(self, field), bound) for field, bound in self.smallest.items()}
+        return type(self)(**{**self.model_dump(), **smaller})
 
     @abstractmethod
     def build(self, sources: Sources, seed: int) -> Built:

@@ -5,6 +5,7 @@ The library's dynamic cache copies all keys and values at every step; this one w
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -32,9 +33,7 @@ class PreallocatedLayer(CacheLayerMixin):
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append `(batch, kv_heads, new, head_dim)`; return views of all that is held."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -58,17 +57,63 @@ class PreallocatedLayer(CacheLayerMixin):
         self.length += tokens_to_remove
 
 
+class EvictingLayer(CacheLayerMixin):
+    """Keys and values of one layer that lets some of them go, and can say which ones it still holds.
+
+    What it says is checked by the mask oracle (`bench.families.kv_oracle`) against a model that never forgets.
+    `keys` and `values` must be storage of the size that is held, no views of anything larger.
+    """
+
+    is_sliding = False
+    is_croppable = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """The tokens held by each head: `(batch, kv_heads, most)` int64, -1 where a head holds fewer than most.
+
+        From the end of a decoding step's `update` to the layer's attention: what this token attends to, itself
+        included.
+        """
+
+    def seen_at(self) -> Tensor:
+        """The position at which each of them is seen, in the same order, for a query at its own position."""
+        return self.positions()
+
+    def held(self) -> list[Tensor]:
+        """The storage held."""
+        return [self.keys, self.values]
+
+    def get_seq_length(self) -> int:
+        """Tokens seen, not kept: the models derive positions from it."""
+        return self.seen
+
+    def get_max_length(self) -> int:
+        return -1
+
+
 def preallocated(config: Any, capacity: int) -> Cache:
     """An empty cache for `capacity` tokens.
 
     Raises:
         Unsupported: the model's context is shorter, or its layers are no attention layers.
     """
-    text = config.get_text_config(decoder=True)
-    limit = text.max_position_embeddings
-    if limit is not None and capacity > limit:
-        raise Unsupported(f"{capacity} tokens do not fit the model's context of {limit}")
-    return Cache(layers=[PreallocatedLayer(capacity, kind) for kind in sliding_layers(text)])
+    check_length(config, capacity)
+    return Cache(layers=[PreallocatedLayer(capacity, kind) for kind in sliding_layers(config)])
+
+
+def check_length(config: Any, tokens: int) -> None:
+    """Nothing, for a text that fits the model's context.
+
+    Raises:
+        Unsupported: it is longer.
+    """
+    limit = config.get_text_config(decoder=True).max_position_embeddings
+    if limit is not None and tokens > limit:
+        raise Unsupported(f"{tokens} tokens do not fit the model's context of {limit}")
 
 
 def sliding_layers(config: Any) -> list[bool]:
@@ -77,7 +122,12 @@ def sliding_layers(config: Any) -> list[bool]:
     Raises:
         Unsupported: a layer is neither full nor sliding attention.
     """
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        # as the library reads a configuration without a list: one window is every layer's
+        window = getattr(text, "sliding_window", None)
+        kinds = ["full_attention" if window is None else "sliding_attention"] * text.num_hidden_layers
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown:
         raise Unsupported(f"layers of type {', '.join(sorted(unknown))} have no key/value cache of this form")
@@ -88,7 +138,28 @@ def tensors(cache: Cache | None) -> list[Tensor]:
     """The storage that a cache holds."""
     if cache is None:
         return []
-    return [t for layer in cache.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+    held: list[Tensor] = []
+    for layer in cache.layers:
+        if layer.is_initialized:
+            held += layer.held() if isinstance(layer, EvictingLayer) else [layer.keys, layer.values]
+    return held
+
+
+def held_bytes(cache: Cache | None) -> int:
+    """Bytes of the storage that a cache holds, storage that is shared counted once [B]."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors(cache)}
+    return sum(storages.values())
+
+
+def kept_tokens(cache: Cache) -> float:
+    """Tokens whose keys are held, the mean over rows, layers and heads."""
+    counts = [
+        float((layer.positions() >= 0).sum(-1).float().mean())
+        if isinstance(layer, EvictingLayer)
+        else float(layer.get_seq_length())
+        for layer in cache.layers
+    ]
+    return sum(counts) / len(counts)
 
 
 def read(model: Any, ids: Tensor, cache: Cache, keep: int = 1) -> Tensor:

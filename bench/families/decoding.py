@@ -190,6 +190,7 @@ class DecodingWorkload(Workload):
     """Base of the decoding workloads: `build` gives prompts to time and prompts to score."""
 
     family: ClassVar[str] = "decoding"
+    smallest: ClassVar[Mapping[str, int]] = {"new_tokens": 16, "items": 2, "timed_prompts": 3}
 
     new_tokens: int = Field(default=48, ge=2, le=8192)
     """Tokens emitted per prompt, a fixed length [tokens]."""

@@ -1,0 +1,1 @@
+"""They watch from outside: a technique knows none of them."""

@@ -1,0 +1,1 @@
+"""The only formatting: from stored records to what a person reads."""

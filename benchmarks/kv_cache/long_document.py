@@ -1,0 +1,68 @@
+"""Long documents of real text: how well does the model go on when parts of what it read are forgotten?"""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+from bench import text
+from bench.errors import Unsupported, UsageError
+from bench.families.kv_cache import KVCacheWorkload
+from bench.models import Source, Sources
+from bench.registry import register
+from bench.workload import Built
+
+
+@register
+class LongDocument(KVCacheWorkload):
+    """Pages of the language reference; their true continuation is scored, token by token through the cache.
+
+    The documents of a split are put one behind the other in a seeded order, and pieces are cut at even distances:
+    disjoint as long as the text suffices, then with contexts that overlap; scored continuations never do.
+    """
+
+    source: ClassVar[str] = text.SOURCE
+
+    begin: bool = True
+    """Put the begin-of-text token in front of each context, where the model's tokenizer does so."""
+
+    def build(self, sources: Sources, seed: int) -> Built:
+        config = sources.target.config.get_text_config(decoder=True)
+        limit = config.max_position_embeddings
+        tokens = self.context + self.new_tokens
+        if limit is not None and tokens > limit:
+            raise Unsupported(f"context={self.context} and new_tokens={self.new_tokens} exceed the model's {limit}")
+        first = _begin(sources.target) if self.begin else []
+        test = _stream(sources.target, "test", seed, self.context + self.items * self.new_tokens)
+        train = _stream(sources.target, "train", seed, self.context)
+        return {
+            "scored": _pieces(first, test, tokens, self.items),
+            "timed": _pieces(first, train, self.context, self.timed_contexts),
+        }
+
+
+def _begin(source: Source) -> list[int]:
+    """The token that the model's tokenizer puts in front of a text, if any."""
+    ids: list[int] = source.tokenizer("a")["input_ids"][:1]
+    return ids if ids == [source.tokenizer.bos_token_id] else []
+
+
+def _stream(source: Source, split: text.Split, seed: int, needed: int) -> list[int]:
+    """Ids of a split's documents in a seeded order."""
+    documents = list(text.documents(split).values())
+    random.Random(seed).shuffle(documents)
+    ids: list[int] = source.tokenizer("\n\n".join(documents), add_special_tokens=False)["input_ids"]
+    if len(ids) < needed:
+        raise UsageError(
+            f"the {split} part of the embedded text has {len(ids)} tokens in this model's vocabulary and {needed} "
+            f"are needed; choose a smaller context, new_tokens or items"
+        )
+    return ids
+
+
+def _pieces(first: list[int], stream: list[int], length: int, count: int) -> list[list[int]]:
+    """`count` pieces of `length` ids, from the beginning to the end of the stream at even distances."""
+    taken = length - len(first)
+    last = len(stream) - taken
+    starts = [index * last // max(count - 1, 1) for index in range(count)]
+    return [first + stream[start : start + taken] for start in starts]

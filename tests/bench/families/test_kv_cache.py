@@ -1,0 +1,172 @@
+"""The shared loop of the cache family, and what its quality pass finds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from bench.families import cache as kv
+from bench.families.kv_cache import KVCacheJob, KVCacheWorkload
+from bench.metrics import metric
+from bench.models import Source, Sources
+from bench.workload import Built, Quality
+from techniques.kv_cache.full_cache import FullCache
+from techniques.kv_cache.streaming_llm import StreamingLayer, StreamingLlm
+
+SOURCE = Source("tiny:llama")
+CONTEXTS = torch.arange(2 * 50).reshape(2, 50) * 11 % 256
+
+
+class Counting(KVCacheWorkload):
+    """Rows of made-up ids."""
+
+    def build(self, sources: Sources, seed: int) -> Built:
+        def rows(count: int, length: int, first: int) -> list[list[int]]:
+            return ((torch.arange(count * length).reshape(count, length) * 13 + first) % 256).tolist()
+
+        tokens = self.context + self.new_tokens
+        return {"scored": rows(self.items, tokens, 0), "timed": rows(self.timed_contexts, self.context, 5)}
+
+
+WORKLOAD = Counting(context=60, new_tokens=12, items=3, timed_contexts=5, batch=2)
+
+
+def score(technique: Any, workload: Counting = WORKLOAD, reference: Quality | None = None) -> Quality:
+    prepared = technique.prepare(Sources(SOURCE))
+    built = workload.build(Sources(SOURCE), 0)
+    return workload.quality(technique, prepared, built, 0, SOURCE, reference)
+
+
+def test_steps_are_a_prefill_and_one_step_per_token():
+    technique = FullCache()
+    prepared = technique.prepare(Sources(SOURCE))
+    steps = list(technique.steps(prepared, KVCacheJob(contexts=CONTEXTS, max_new_tokens=5)))
+    assert [step.kind for step in steps] == ["prefill"] + ["decode"] * 4
+    assert [step.tokens for step in steps] == [2] * 5
+    for step in steps:
+        assert [tuple(row.shape) for row in step.outputs] == [(1,), (1,)]
+        assert {row.untyped_storage().nbytes() for row in step.outputs} == {8}
+
+
+def test_no_mode_is_held_between_steps_and_the_cache_is_let_go():
+    technique = StreamingLlm(window=8)
+    prepared = technique.prepare(Sources(SOURCE))
+    steps = technique.steps(prepared, KVCacheJob(contexts=CONTEXTS, max_new_tokens=3))
+    for _ in steps:
+        assert not torch.is_inference_mode_enabled()
+        held = {id(t) for t in prepared.holdings()["kv_cache"]}
+        assert held == {id(t) for t in kv.tensors(prepared.cache)}
+        assert held
+    assert prepared.holdings()["kv_cache"] == []
+    prepared.close()
+    assert prepared.cache is None
+
+
+def test_logprobs_are_the_models_where_nothing_is_evicted():
+    technique = FullCache()
+    prepared = technique.prepare(Sources(SOURCE))
+    model: Any = prepared.model
+    with torch.inference_mode():
+        logits = model(input_ids=CONTEXTS, use_cache=False).logits
+    expected = logits[:, 29:-1].log_softmax(-1).gather(-1, CONTEXTS[:, 30:, None])[..., 0]
+    got = technique.logprobs(prepared, CONTEXTS, 30)
+    assert got.shape == (2, 20)
+    assert (got - expected).abs().max() < 1e-5
+    scores, hits = technique.score(prepared, CONTEXTS, 30)
+    assert torch.equal(hits, logits[:, 29:-1].argmax(-1) == CONTEXTS[:, 30:])
+    assert torch.equal(scores, got)
+
+
+def test_rows_of_a_batch_are_independent():
+    technique = StreamingLlm(window=8)
+    prepared = technique.prepare(Sources(SOURCE))
+    both = technique.generate(prepared, KVCacheJob(contexts=CONTEXTS, max_new_tokens=9)).outputs
+    apart = [
+        technique.generate(prepared, KVCacheJob(contexts=row[None], max_new_tokens=9)).outputs[0] for row in CONTEXTS
+    ]
+    assert both == apart
+
+
+def test_quality_of_the_baseline():
+    quality = score(FullCache())
+    assert {name: len(values) for name, values in quality.metrics.items()} == dict.fromkeys(
+        ("nll", "next_token_accuracy", "token_agreement"), 3
+    )
+    for name in quality.metrics:
+        assert metric(name).axis == "quality"
+    assert [len(output) for output in quality.outputs] == [12] * 3
+    assert quality.metrics["token_agreement"] == [1.0] * 3
+    assert {gate.name: gate.passed for gate in quality.gates} == dict.fromkeys(
+        ("finite", "length", "mask_oracle"), True
+    )
+    # 3 layers, 2 rows, 2 heads of 16, keys and values, float32, 72 tokens
+    assert quality.counts == {"kv_cache_bytes": 3 * 2 * 2 * 16 * 2 * 4 * 72, "kept_tokens": 71, "seen_tokens": 71}
+    assert len(quality.texts) == 2
+    quality.to_json()
+
+
+def test_quality_of_an_evicting_cache_beside_the_baseline():
+    base = score(FullCache())
+    quality = score(StreamingLlm(window=8), reference=base)
+    assert quality.counts["kept_tokens"] == 12
+    assert quality.counts["kv_cache_bytes"] == 3 * 2 * 2 * 16 * 4 * (2 * 12 + 4)
+    assert quality.metrics["nll"] != base.metrics["nll"]
+    assert all(gate.passed for gate in quality.gates)
+    assert "50 tokens were hidden" not in quality.gates[2].detail
+    assert "up to 59 tokens were hidden" in quality.gates[2].detail
+    assert all(0 <= share <= 1 for share in quality.metrics["token_agreement"])
+
+
+def test_items_do_not_depend_on_the_batch():
+    alone = score(StreamingLlm(window=8), WORKLOAD.model_copy(update={"batch": 1}))
+    together = score(StreamingLlm(window=8))
+    assert alone.outputs == together.outputs
+    assert alone.metrics["nll"] == pytest.approx(together.metrics["nll"], abs=1e-5)
+
+
+def test_a_wrong_cache_fails_its_gate():
+    class Dropper(StreamingLayer):
+        def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(*args, **kwargs)
+            return (keys, values) if keys.shape[-2] > 12 else (keys[:, :, 1:], values[:, :, 1:])
+
+    class Wrong(StreamingLlm):
+        def cache(self, *args: Any) -> Any:
+            cache = super().cache(*args)
+            for layer in cache.layers:
+                layer.__class__ = Dropper
+            return cache
+
+    gates = {gate.name: gate.passed for gate in score(Wrong(window=8)).gates}
+    assert gates == {"finite": True, "length": True, "mask_oracle": False}
+
+
+def test_a_model_outside_the_interface_is_ungated(monkeypatch: pytest.MonkeyPatch):
+    from transformers import PreTrainedModel
+
+    monkeypatch.setattr(PreTrainedModel, "_can_set_attn_implementation", lambda self: False)
+    assert [gate.name for gate in score(FullCache()).gates] == ["finite", "length"]
+
+
+def test_bursts_are_distinct_and_repeat():
+    built = WORKLOAD.build(Sources(SOURCE), 0)
+    jobs = [WORKLOAD.burst(built, index, 0, "cpu") for index in range(3)]
+    assert [job.contexts.shape for job in jobs] == [(2, 60)] * 3
+    rows = [tuple(row.tolist()) for job in jobs for row in job.contexts]
+    assert len(set(rows)) == 5
+    assert torch.equal(jobs[1].contexts, WORKLOAD.burst(built, 1, 0, "cpu").contexts)
+
+
+def test_work_grows_with_what_is_asked():
+    _, burst, quality = WORKLOAD.work()
+    assert (burst.prefill, burst.decode) == (2 * 60, 2 * 12)
+    assert quality.decode >= 2 * 3 * 12
+
+
+def test_a_batch_needs_as_many_contexts():
+    with pytest.raises(ValidationError, match="timed_contexts=2 does not fill a batch of 3; give at least 3"):
+        Counting(timed_contexts=2, batch=3)

@@ -1,0 +1,87 @@
+"""Sequences are real text, packed without gaps; no held-out text is trained on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from bench import text
+from bench.errors import UsageError
+from bench.models import Source, Sources
+from benchmarks.finetuning.embedded_text import EmbeddedText, packed
+from techniques.finetuning.full import Full
+from techniques.finetuning.lora import Lora
+
+SOURCES = Sources(Source("tiny:llama"))
+EOS = 257
+
+
+def test_sequences_are_the_documents_with_one_end_behind_each():
+    stream = [i for row in packed(SOURCES.target, "train", 100) for i in row]
+    documents = list(text.documents("train").values())
+    expected = [i for d in documents for i in (*SOURCES.target.tokenizer(d)["input_ids"], EOS)]
+    assert stream == expected[: len(stream)]
+    assert len(expected) - len(stream) < 100
+    assert [EOS, EOS] not in [stream[i : i + 2] for i in range(len(stream))]
+
+
+def test_end_is_not_doubled_where_the_tokenizer_writes_it():
+    class Ending:
+        eos_token_id = 7
+
+        def __call__(self, document: str) -> dict[str, list[int]]:
+            return {"input_ids": [1, *range(10, 10 + len(document.split()) % 50), 7]}
+
+    class Peer:
+        tokenizer = Ending()
+
+    peer: Any = Peer()
+    stream = [i for row in packed(peer, "train", 5) for i in row]
+    assert all(pair != (7, 7) for pair in itertools.pairwise(stream))
+    assert all(b == 1 for a, b in itertools.pairwise(stream) if a == 7)
+
+
+def test_sizes_and_determinism():
+    workload = EmbeddedText(sequence=64, items=5)
+    built = workload.build(SOURCES, 0)
+    assert built == workload.build(SOURCES, 1)
+    assert {len(row) for row in (*built["train"], *built["heldout"])} == {64}
+    assert len(built["heldout"]) == 5
+
+
+def test_heldout_is_disjoint_from_training_and_spread_over_its_split():
+    built = EmbeddedText(sequence=64, items=20).build(SOURCES, 0)
+    heldout = {tuple(row) for row in built["heldout"]}
+    assert len(heldout) == 20
+    assert not heldout & {tuple(row) for row in built["train"]}
+    there = packed(SOURCES.target, "test", 64)
+    places = [there.index(row) for row in built["heldout"]]
+    assert places[0] == 0
+    assert places[-1] == len(there) - 1
+
+
+@pytest.mark.parametrize(
+    ("values", "split"), [({"sequence": 60000}, "train"), ({"sequence": 8000}, "test"), ({"items": 1000}, "test")]
+)
+def test_too_little_text_is_said(values: dict[str, int], split: str):
+    with pytest.raises(UsageError, match=f"its {split} split holds"):
+        EmbeddedText(**values).build(SOURCES, 0)
+
+
+@pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2", "tiny:qwen3"])
+def test_both_arms_learn_on_the_same_batches(name: str):
+    sources = Sources(Source(name))
+    workload = EmbeddedText(sequence=32, steps=20, items=6)
+    built = workload.build(sources, 0)
+    starts = set()
+    for technique in (Full(learning_rate=1e-3), Lora(learning_rate=5e-3)):
+        quality = workload.quality(technique, technique.prepare(sources), built, 0, sources.target, None)
+        starts.add(quality.curves["loss"][0][1])
+        assert sum(quality.metrics["nll"]) / 6 < quality.counts["nll_before"] - 0.1
+        assert quality.counts["epochs"] == 80 / len(built["train"])
+        names = [gate.name for gate in quality.gates]
+        assert names == (["finite", "frozen"] if isinstance(technique, Lora) else ["finite"])
+        assert all(gate.passed for gate in quality.gates)
+    assert len(starts) == 1
