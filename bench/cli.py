@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bench.errors import BenchError
+from bench.errors import BenchError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +64,8 @@ def run(
         raw["quick"] = True
     raw = suites.override(raw, settings or [])
     if data is not None:
+        if not data.exists():
+            raise UsageError(f"--data {data}: no such file")
         raw = suites.override(raw, [f"workload.path={data}"])
     console = _console()
     if dry_run:
@@ -149,6 +151,24 @@ def report(runs: list[Path]) -> None:
         terminal.draw(table.rows(opened.records(damaged=[])), console)
         for line in damaged:
             console.print(f"left out: {line}", style="red", markup=False)
+
+
+@app.command()
+def compare(
+    run_a: Path,
+    run_b: Path,
+    force: Annotated[bool, typer.Option("--force", help="Compare although model, data or device differ.")] = False,
+) -> None:
+    """The second run against the first, arm by arm, on the primary metrics."""
+    from bench import store
+    from bench.report import compare as comparing
+    from bench.report import terminal
+
+    found, differing = comparing.changes(store.Run.open(run_a), store.Run.open(run_b), force)
+    console = _console()
+    for line in differing:
+        console.print(f"warning: {line}", style="yellow", markup=False)
+    terminal.draw_changes(found, console)
 
 
 def _console() -> Console:

@@ -115,9 +115,9 @@ class Source:
 
         dtype = dtype or self.torch_dtype
         if self.is_random:
-            model = AutoModelForCausalLM.from_config(self.config, attn_implementation=attention)
-            model = model.to_empty(device=self.device) if model.device.type == "meta" else model
-            model = model.to(device=self.device, dtype=dtype)
+            # dtype given here, not by `.to`: position frequencies stay in float32
+            with torch.device(self.device):
+                model = AutoModelForCausalLM.from_config(self.config, attn_implementation=attention, dtype=dtype)
             _fill(model)
         else:
             model = self._read(AutoModelForCausalLM, dtype=dtype, attn_implementation=attention, use_safetensors=True)

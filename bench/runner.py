@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+from bench import record
 from bench.experiment import Arm, Cell, Comparison, Experiment
 from bench.probes import load
 from bench.process import CellFailure, Worker, available_memory
@@ -21,6 +22,8 @@ from bench.worker import WARMUP
 
 TRIES = 3
 """A disturbed burst is repeated until it has been run this often."""
+START_LIMIT = 300.0
+"""Importing the libraries may take this long on a busy machine [s]."""
 TOGETHER_SHARE = 0.8
 """The processes of a round live side by side if their peaks fit in this share of the memory available."""
 
@@ -119,9 +122,9 @@ class Runner:
         self.run.write_part(cell.id, "quality", {**answer, "prepared": prepared})
 
     def _finished_quality(self, cell: Cell) -> dict[str, Any] | None:
-        for record in self.run.records():
-            if record["cell"] == cell.id and record["quality"]:
-                return {"quality": record["quality"]}
+        for finished in self.run.records([]):
+            if finished["cell"] == cell.id and finished["quality"]:
+                return {"quality": finished["quality"]}
         return None
 
     # one round
@@ -233,7 +236,7 @@ class Runner:
             yield worker
 
     def _open(self, worker: Worker, comparison: Comparison, seed: int, inputs: dict[str, Any] | None) -> None:
-        worker.ready(self.settings.cell_timeout)
+        worker.ready(START_LIMIT)
         worker.ask(
             "open",
             self.settings.cell_timeout,
@@ -290,45 +293,20 @@ class Runner:
         where: str = "",
     ) -> None:
         """Put a cell's parts together and move its record into place."""
-        quality = self.run.part(cell.id, "quality") or {}
         parts = [self.run.part(cell.id, f"round-{number}") for number in range(self.settings.replicates)]
-        rounds = [{"round": number, **part} for number, part in enumerate(parts) if part]
-        record = {
-            **identity(cell),
-            "status": status,
-            "reason": reason,
-            "where": where,
-            "detail": failure.detail if failure else "",
-            "curve": failure.curve if failure else [],
-            "model": inputs.get("model"),
-            "inputs_sha256": inputs.get("sha256"),
-            "quality": quality.get("quality"),
-            "quality_peak": quality.get("peak"),
-            "prepared": quality.get("prepared"),
-            "rounds": rounds,
-            "rounds_reason": self._why_untimed(cell, rounds),
-            "stamps": self._stamps(rounds),
-            "environment": self.environment,
-            "config_sha256": self.experiment.hash,
-        }
-        self.run.finish(cell.id, record)
+        assembled = record.assemble(
+            cell,
+            self.settings,
+            quality=self.run.part(cell.id, "quality") or {},
+            rounds=[{"round": number, **part} for number, part in enumerate(parts) if part],
+            inputs=inputs,
+            environment=self.environment,
+        )
+        ending: dict[str, Any] = {"status": status, "reason": reason, "where": where}
+        if failure:
+            ending |= {"detail": failure.detail, "curve": failure.curve}
+        self.run.finish(cell.id, {**assembled, **ending, "config_sha256": self.experiment.hash})
         self.say({"event": "cell", "cell": cell.id, "status": status, "reason": reason})
-
-    def _why_untimed(self, cell: Cell, rounds: list[dict[str, Any]]) -> str:
-        if rounds:
-            return ""
-        first = self.settings.seeds[0]
-        return f"timed under seed {first}" if cell.seed != first else "no round was finished"
-
-    def _stamps(self, rounds: list[dict[str, Any]]) -> list[str]:
-        used = [burst for part in rounds for burst in part["bursts"] if burst["used"]]
-        stamps = {
-            "quick": self.settings.quick,
-            "inline": self.settings.inline,
-            "dirty": self.environment["code"]["dirty"] is not False,
-            "disturbed": any(burst["load"]["disturbed"] for burst in used),
-        }
-        return [name for name, holds in stamps.items() if holds]
 
     def _tell(self, stage: str, comparison: Comparison, cell: Cell | None = None, number: int = 0) -> None:
         self.say(
@@ -342,29 +320,3 @@ class Runner:
                 "rounds": self.settings.replicates,
             }
         )
-
-
-def identity(cell: Cell) -> dict[str, Any]:
-    """What a cell is, for its record."""
-    technique, workload = cell.arm.technique, cell.comparison.workload
-    return {
-        "cell": cell.id,
-        "comparison": cell.comparison.id,
-        "family": cell.comparison.family,
-        "arm": cell.arm.label,
-        "baseline": cell.comparison.baseline.label,
-        "technique": {
-            "name": cell.arm.name,
-            "registered": cell.arm.registered,
-            "parameters": technique.model_dump(mode="json"),
-            "source": technique.source,
-            "peer": technique.peer,
-        },
-        "workload": {
-            "name": cell.comparison.workload_name,
-            "parameters": workload.model_dump(mode="json"),
-            "source": workload.source,
-        },
-        "primary": dict(technique.primary),
-        "seed": cell.seed,
-    }

@@ -125,12 +125,33 @@ def compare(metric: Metric, arm: Mapping[int, float], base: Mapping[int, float] 
     return Estimate(value, back(mean), back(mean - half), back(mean + half), len(differences))
 
 
+def compare_runs(metric: Metric, a: Mapping[int, float], b: Mapping[int, float], paired: bool) -> Estimate | None:
+    """One arm in two runs: b against a, paired where units are the same items, else by Welch's interval."""
+    if not a or not b:
+        return None
+    if paired:
+        return compare(metric, b, a)
+    if metric.relative and min(*a.values(), *b.values()) <= 0:
+        return Estimate(centre(metric, b.values()), None, None, None, len(b), "a ratio to zero")
+    forward, back = (math.log, math.exp) if metric.relative else (float, float)
+    x, y = [forward(v) for v in a.values()], [forward(v) for v in b.values()]
+    mean, value = statistics.fmean(y) - statistics.fmean(x), centre(metric, b.values())
+    if min(len(x), len(y)) < 2:
+        return Estimate(value, back(mean), None, None, min(len(x), len(y)), "one unit has no interval")
+    u, v = statistics.variance(x) / len(x), statistics.variance(y) / len(y)
+    if u + v == 0:
+        return Estimate(value, back(mean), back(mean), back(mean), len(y))
+    degrees = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))
+    half = t_quantile(degrees) * math.sqrt(u + v)
+    return Estimate(value, back(mean), back(mean - half), back(mean + half), min(len(x), len(y)))
+
+
 def centre(metric: Metric, values: Iterable[float]) -> float:
     """One figure for an arm: the mean over items, the median over processes."""
     return statistics.fmean(values) if metric.axis == "quality" else statistics.median(values)
 
 
-def t_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
+def t_quantile(degrees: float, confidence: float = CONFIDENCE) -> float:
     """Two-sided quantile of Student's t."""
     from scipy.special import stdtrit
 

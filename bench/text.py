@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from bench.errors import BenchError
+from bench import text_file
+from bench.errors import BenchError, UsageError
 
 Split = Literal["train", "validation", "test", "prompts"]
 SOURCE = "Python language reference (pydoc topics of the running Python; PSF licence)"
@@ -63,6 +64,37 @@ def _documents() -> tuple[tuple[Split, str, str], ...]:
     return tuple(documents)  # type: ignore[arg-type]
 
 
-def documents(split: Split) -> dict[str, str]:
-    """Name -> text of the split's documents, in the committed order."""
-    return {name: text for where, name, text in _documents() if where == split}
+def documents(split: Split, path: str = "") -> dict[str, str]:
+    """Name -> text of the split's documents: of the embedded text, or of a file of one's own.
+
+    Raises:
+        UsageError: the file is missing, empty or malformed, or too small to be split.
+    """
+    found = _from_file(path) if path else _documents()
+    return {name: text for where, name, text in found if where == split}
+
+
+def _from_file(path: str) -> list[tuple[Split, str, str]]:
+    """A file's documents, dealt out by their place: of every ten, six train, one validates, two test, one prompts."""
+    deal: tuple[Split, ...] = (
+        "train",
+        "test",
+        "train",
+        "prompts",
+        "train",
+        "validation",
+        "train",
+        "test",
+        "train",
+        "train",
+    )
+    pieces = text_file.read_documents(Path(path))
+    dealt: list[tuple[Split, str, str]] = []
+    seen: set[str] = set()
+    for index, piece in enumerate(p for p in pieces if not (p in seen or seen.add(p))):  # type: ignore[func-returns-value]
+        dealt.append((deal[index % len(deal)], f"{index}", piece))
+    if len(dealt) < len(deal):
+        raise UsageError(
+            f"{path}: {len(dealt)} different documents are too few to split; at least {len(deal)} are needed"
+        )
+    return dealt

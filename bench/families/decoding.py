@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from bench.families import attention
 from bench.families import cache as kv
 from bench.models import Source, Sources
 from bench.technique import Axis, Job, Prepared, Step, Technique
@@ -122,12 +123,12 @@ class Decoding(Technique):
     """Whether the output follows the target's own distribution exactly."""
 
     def prepare(self, sources: Sources) -> DecodingPrepared:
-        return DecodingPrepared(sources.target.model())
+        model = sources.target.model()
+        attention.pack(model)
+        return DecodingPrepared(model)
 
     @abstractmethod
-    def round(
-        self, prepared: DecodingPrepared, row: Row, job: DecodingJob
-    ) -> tuple[Tensor, Mapping[str, int]]:
+    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
         """Emit 1 to `row.room` ids, `(emitted,)`; leave in the cache all ids but the last one emitted."""
 
     @torch.inference_mode()
@@ -302,9 +303,7 @@ class _Ties:
 
 
 @torch.inference_mode()
-def greedy_gate(
-    model: Any, job: DecodingJob, outputs: list[list[int]], base: list[list[int]]
-) -> Gate:
+def greedy_gate(model: Any, job: DecodingJob, outputs: list[list[int]], base: list[list[int]]) -> Gate:
     """Greedy outputs equal the baseline's, or differ first where two tokens tie within rounding.
 
     At the first difference of a prompt the model reads the common text twice, at once and with the last token

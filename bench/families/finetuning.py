@@ -116,6 +116,7 @@ class FinetuningWorkload(TrainingWorkload):
     """Base of the finetuning workloads: `build` gives `train` and `heldout`, lists of `sequence` ids each."""
 
     family: ClassVar[str] = "finetuning"
+    smallest: ClassVar[Mapping[str, int]] = {"batch_size": 2, "sequence": 32, "steps": 3, "items": 4}
 
     sequence: int = Field(default=128, ge=2, le=65536)
     """Length of every training and held-out sequence [tokens]."""

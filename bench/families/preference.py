@@ -171,6 +171,7 @@ class PreferenceWorkload(TrainingWorkload):
     """
 
     family: ClassVar[str] = "preference"
+    smallest: ClassVar[Mapping[str, int]] = {"batch_size": 2, "steps": 3, "items": 4}
 
     steps: int = Field(default=16, ge=1)
     """Optimiser steps of the quality pass [steps]."""

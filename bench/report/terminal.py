@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.report import table
+from bench.report.compare import Change
 
 _STYLE = {"ok": "green", "ungated": "yellow", "unsupported": "yellow", "skipped": "yellow"}
 
@@ -50,6 +51,20 @@ def draw_one(comparison: str, rows: list[table.Row], console: Console) -> None:
     stamps = sorted({stamp for row in rows for stamp in row.record["stamps"]})
     if stamps:
         console.print(f"  stamped {', '.join(stamps)}: not publishable", style="yellow")
+
+
+def draw_changes(changes: Iterable[Change], console: Console) -> None:
+    """Print what `compare` found, a line per arm and axis."""
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("comparison", "arm", "metric", "second run", "change"):
+        drawn.add_column(name, overflow="fold")
+    for one in changes:
+        figure, change = "not measured", ""
+        if one.estimate is not None:
+            figure = table.value(one.metric, one.estimate.value)
+            change = table.change(one.metric, one.estimate)
+        drawn.add_row(one.comparison, escape(one.arm), one.metric.name, figure, escape(change))
+    console.print(drawn)
 
 
 class Progress:

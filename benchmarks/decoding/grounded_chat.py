@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from bench import text
+from bench import text, text_file
 from bench.errors import UsageError
 from bench.families.decoding import DecodingWorkload
 from bench.models import Source, Sources
@@ -30,6 +31,8 @@ class GroundedChat(DecodingWorkload):
 
     passage_words: int = Field(default=120, ge=10, le=20000)
     """Length of a passage [words]."""
+    path: str = ""
+    """A file of prompts of your own, asked as they are: .jsonl (prompt, question, turns) or one per line."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -37,6 +40,12 @@ class GroundedChat(DecodingWorkload):
 
     def build(self, sources: Sources, seed: int) -> Built:
         wanted = self.timed_prompts + self.items
+        if self.path:
+            own = text_file.read_prompts(Path(self.path))
+            prompts = [chat(sources.target, prompt) for prompt in own[:wanted]]
+            if len(prompts) < self.items + 2:
+                raise UsageError(f"{self.path}: {len(own)} prompts; items={self.items} needs at least {self.items + 2}")
+            return {"scored": prompts[: self.items], "timed": prompts[self.items :]}
         passages = _passages("prompts", self.passage_words)
         if not passages:
             raise UsageError(f"passage_words={self.passage_words}: no document of the embedded text is that long")

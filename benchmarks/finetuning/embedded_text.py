@@ -20,28 +20,31 @@ class EmbeddedText(FinetuningWorkload):
 
     source: ClassVar[str] = text.SOURCE
 
+    path: str = ""
+    """A text of your own instead, in several documents: .jsonl (text), or plain text with empty lines."""
+
     def build(self, sources: Sources, seed: int) -> Built:
-        train = packed(sources.target, "train", self.sequence)
-        heldout = packed(sources.target, "test", self.sequence)
+        train = packed(sources.target, "train", self.sequence, self.path)
+        heldout = packed(sources.target, "test", self.sequence, self.path)
         for split, there, wanted in (
             ("train", len(train), self.batch_size),
             ("test", len(heldout), self.items),
         ):
             if there < wanted:
                 raise UsageError(
-                    f"embedded text: its {split} split holds {there} sequences of {self.sequence} tokens, "
-                    f"{wanted} are needed; lower sequence, batch_size or items"
+                    f"{self.path or 'embedded text'}: its {split} split holds {there} sequences of {self.sequence} "
+                    f"tokens, {wanted} are needed; lower sequence, batch_size or items"
                 )
         # scored sequences are spread over all documents, and the same for every seed
         spread = torch.linspace(0, len(heldout) - 1, self.items).round().int().tolist()
         return {"train": train, "heldout": [heldout[index] for index in spread]}
 
 
-def packed(source: Source, split: text.Split, sequence: int) -> list[list[int]]:
+def packed(source: Source, split: text.Split, sequence: int, path: str = "") -> list[list[int]]:
     """The split's documents end to end, cut into sequences of `sequence` ids; the rest is left out."""
     tokenizer = source.tokenizer
     stream: list[int] = []
-    for document in text.documents(split).values():
+    for document in text.documents(split, path).values():
         # a begin-of-text id where the tokenizer writes one; one end-of-text id behind every document
         stream += tokenizer(document)["input_ids"]
         if tokenizer.eos_token_id is not None and stream[-1] != tokenizer.eos_token_id:

@@ -25,6 +25,8 @@ class LongDocument(KVCacheWorkload):
 
     begin: bool = True
     """Put the begin-of-text token in front of each context, where the model's tokenizer does so."""
+    path: str = ""
+    """A text of your own instead, in several documents: .jsonl (text), or plain text with empty lines."""
 
     def build(self, sources: Sources, seed: int) -> Built:
         config = sources.target.config.get_text_config(decoder=True)
@@ -33,8 +35,9 @@ class LongDocument(KVCacheWorkload):
         if limit is not None and tokens > limit:
             raise Unsupported(f"context={self.context} and new_tokens={self.new_tokens} exceed the model's {limit}")
         first = _begin(sources.target) if self.begin else []
-        test = _stream(sources.target, "test", seed, self.context + self.items * self.new_tokens)
-        train = _stream(sources.target, "train", seed, self.context)
+        needed = self.context + self.items * self.new_tokens
+        test = _stream(sources.target, "test", seed, needed, self.path)
+        train = _stream(sources.target, "train", seed, self.context, self.path)
         return {
             "scored": _pieces(first, test, tokens, self.items),
             "timed": _pieces(first, train, self.context, self.timed_contexts),
@@ -47,14 +50,14 @@ def _begin(source: Source) -> list[int]:
     return ids if ids == [source.tokenizer.bos_token_id] else []
 
 
-def _stream(source: Source, split: text.Split, seed: int, needed: int) -> list[int]:
+def _stream(source: Source, split: text.Split, seed: int, needed: int, path: str) -> list[int]:
     """Ids of a split's documents in a seeded order."""
-    documents = list(text.documents(split).values())
+    documents = list(text.documents(split, path).values())
     random.Random(seed).shuffle(documents)
     ids: list[int] = source.tokenizer("\n\n".join(documents), add_special_tokens=False)["input_ids"]
     if len(ids) < needed:
         raise UsageError(
-            f"the {split} part of the embedded text has {len(ids)} tokens in this model's vocabulary and {needed} "
+            f"the {split} part of {path or 'the embedded text'} has {len(ids)} tokens in this model's vocabulary and {needed} "
             f"are needed; choose a smaller context, new_tokens or items"
         )
     return ids

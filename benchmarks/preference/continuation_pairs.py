@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bench import text
-from bench.errors import UsageError
+from bench.errors import Unsupported, UsageError
 from bench.families import cache as kv
 from bench.families.preference import Pair, PreferenceWorkload
 from bench.models import Source, Sources
@@ -31,6 +31,12 @@ class ContinuationPairs(PreferenceWorkload):
     """
 
     source: ClassVar[str] = text.SOURCE
+    smallest: ClassVar[Mapping[str, int]] = {
+        **PreferenceWorkload.smallest,
+        "pairs": 8,
+        "prompt": 16,
+        "completion": 8,
+    }
 
     pairs: int = Field(default=64, ge=1)
     """Training pairs."""
@@ -38,6 +44,8 @@ class ContinuationPairs(PreferenceWorkload):
     """Length of a prompt [tokens]."""
     completion: int = Field(default=32, ge=1, le=8192)
     """Length of both completions [tokens]."""
+    path: str = ""
+    """A text of your own instead, in several documents: .jsonl (text), or plain text with empty lines."""
 
     @property
     def pair_tokens(self) -> int:
@@ -60,7 +68,13 @@ class ContinuationPairs(PreferenceWorkload):
     def _pairs(
         self, source: Source, model: nn.Module, split: text.Split, wanted: int, generator: torch.Generator
     ) -> list[Pair]:
-        windows = passages(source, split, self.prompt, self.completion)
+        windows = passages(source, split, self.prompt, self.completion, self.path)
+        if len(windows) < wanted:
+            raise UsageError(
+                f"{self.path or 'embedded text'}: its {split} split holds {len(windows)} passages of "
+                f"{self.prompt} + {self.completion} tokens, {wanted} are needed; "
+                f"lower prompt, completion, pairs or items"
+            )
         shuffling = torch.Generator().manual_seed(generator.initial_seed())
         shuffled = torch.randperm(len(windows), generator=shuffling).tolist()
         pairs: list[Pair] = []
@@ -70,21 +84,22 @@ class ContinuationPairs(PreferenceWorkload):
             chosen = [windows[index] for index in shuffled[i : i + SAMPLED_TOGETHER]]
             pairs += imitated(source, model, chosen, self.completion, generator)
         if len(pairs) < wanted:
-            raise UsageError(
-                f"embedded text: its {split} split gives {len(pairs)} pairs of {self.prompt} + {self.completion}"
-                f" tokens, {wanted} are needed; lower prompt, completion, pairs or items"
+            raise Unsupported(
+                f"the model repeats the {split} split word for word: {len(pairs)} pairs differ, {wanted} are needed"
             )
         return pairs[:wanted]
 
 
-def passages(source: Source, split: text.Split, prompt: int, completion: int) -> list[tuple[list[int], list[int]]]:
+def passages(
+    source: Source, split: text.Split, prompt: int, completion: int, path: str = ""
+) -> list[tuple[list[int], list[int]]]:
     """Pieces of the split's documents that do not overlap, as ids of prompt and true continuation."""
     tokenizer = source.tokenizer
     # a begin-of-text id where the tokenizer writes one
     begin = [i for i in tokenizer("a")["input_ids"][:1] if i == tokenizer.bos_token_id]
     length = prompt + completion
     found = []
-    for document in text.documents(split).values():
+    for document in text.documents(split, path).values():
         ids: list[int] = tokenizer(document, add_special_tokens=False)["input_ids"]
         for i in range(0, len(ids) - length + 1, length):
             found.append((begin + ids[i : i + prompt], ids[i + prompt : i + length]))

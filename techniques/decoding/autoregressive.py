@@ -19,9 +19,7 @@ class Autoregressive(Decoding):
     source: ClassVar[str] = "the definition of an autoregressive language model"
     baseline: ClassVar[bool] = True
 
-    def round(
-        self, prepared: DecodingPrepared, row: Row, job: DecodingJob
-    ) -> tuple[Tensor, Mapping[str, int]]:
+    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
         with job.phase("forward"):
             logits = kv.read(prepared.model, row.last[None], row.cache)  # (1, 1, vocabulary)
         with job.phase("sample"):

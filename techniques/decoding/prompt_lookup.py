@@ -33,9 +33,7 @@ class PromptLookup(Decoding):
     draft_tokens: int = Field(default=8, ge=1, le=64)
     """Tokens copied at most [tokens]."""
 
-    def round(
-        self, prepared: DecodingPrepared, row: Row, job: DecodingJob
-    ) -> tuple[Tensor, Mapping[str, int]]:
+    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
         with job.phase("draft"):
             drafted = look_up(row.known, self.ngram, min(self.draft_tokens, row.room - 1))
         with job.phase("verify"):

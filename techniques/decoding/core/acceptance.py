@@ -44,9 +44,7 @@ def draw(acceptance: Acceptance, drafted: Tensor, generator: torch.Generator) ->
     Returns:
         The emitted ids `(accepted + 1,)`, and how many drafted ones were accepted.
     """
-    uniform = torch.rand(
-        len(drafted), generator=generator, device=drafted.device, dtype=acceptance.accept.dtype
-    )
+    uniform = torch.rand(len(drafted), generator=generator, device=drafted.device, dtype=acceptance.accept.dtype)
     accepted = int((uniform < acceptance.accept).long().cumprod(0).sum())
     extra = torch.multinomial(acceptance.residual[accepted], 1, generator=generator)
     return torch.cat([drafted[:accepted], extra]), accepted

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from bench.families import attention
 from bench.families import cache as kv
@@ -65,3 +66,13 @@ def test_a_mask_is_obeyed():
     kept = key[:, :, [0, 1, 3, 4]]
     expected, _ = attention.packed_sdpa(layer, query, kept, kept, None, scaling=0.25)
     assert (out - expected).abs().max() < 1e-6
+
+
+def test_scaling_is_the_models():
+    layer = Source("tiny:llama").model().model.layers[0].self_attn  # type: ignore[union-attr]
+    query, key = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 5, 16)
+    for scaling in (None, 0.7):
+        got, _ = attention.packed_sdpa(layer, query, key, key, None, scaling=scaling)
+        expected, _ = sdpa_attention_forward(layer, query, key, key, None, scaling=scaling)
+        assert got.shape == expected.shape == (2, 1, 4, 16)
+        assert (got - expected).abs().max() < 1e-6

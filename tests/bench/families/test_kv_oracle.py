@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -203,6 +204,26 @@ def test_coarse_types_are_judged_by_their_own_rounding():
     assert judge(model, StreamingLayer, SIZE, SINKS, None).passed
     assert not judge(model, Dropper, SIZE, SINKS, None).passed
     assert not judge(model, SwappedRows, SIZE, SINKS, None).passed
+
+
+def test_one_head_is_seen_where_rounding_hides_it_in_the_logits():
+    class OneHead(StreamingLayer):
+        """Loses the value of one token in one head at one step."""
+
+        def update(self, *arguments: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(*arguments, **kwargs)
+            if self.seen == CONTEXT + 10:
+                values = values.clone()
+                values[0, 0, 9] = 0
+            return keys, values
+
+    model = network(dtype="bfloat16")
+    cache = Cache(layers=[layer(SIZE, SINKS, None) for layer in (OneHead, StreamingLayer, StreamingLayer)])
+    gate = kv_oracle.gate(model, cache, IDS, CONTEXT)
+    logits, heads = re.findall(r"by (\S+) .*?\(allowed (\S+)\)", gate.detail)
+    assert float(logits[0]) < float(logits[1])
+    assert float(heads[0]) > float(heads[1])
+    assert not gate.passed
 
 
 def test_attention_is_put_back_even_after_an_error():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +71,18 @@ def test_heldout_is_disjoint_from_training_and_spread_over_its_split():
 def test_too_little_text_is_said(values: dict[str, int], split: str):
     with pytest.raises(UsageError, match=f"its {split} split holds"):
         EmbeddedText(**values).build(SOURCES, 0)
+
+
+def test_a_text_of_ones_own(tmp_path: Path):
+    own = tmp_path / "own.jsonl"
+    own.write_text("".join(json.dumps({"text": f"document {n} " + "x y z " * 30}) + "\n" for n in range(40)))
+    built = EmbeddedText(path=str(own), sequence=64, items=5).build(SOURCES, 0)
+    decode = SOURCES.target.tokenizer.decode
+    train, heldout = ("".join(decode(row) for row in built[name]) for name in ("train", "heldout"))
+    assert "document 0 " in train
+    assert not set(re.findall(r"document \d+ ", heldout)) & set(re.findall(r"document \d+ ", train))
+    with pytest.raises(UsageError, match=r"own.jsonl: its train split"):
+        EmbeddedText(path=str(own), sequence=5000).build(SOURCES, 0)
 
 
 @pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2", "tiny:qwen3"])

@@ -1,0 +1,80 @@
+"""What is kept of a cell: who it is, what was measured, on what, and what stands against publishing it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.experiment import Cell, Settings
+
+
+def assemble(
+    cell: Cell,
+    settings: Settings,
+    quality: dict[str, Any],
+    rounds: list[dict[str, Any]],
+    inputs: dict[str, Any],
+    environment: dict[str, Any],
+) -> dict[str, Any]:
+    """A cell's record, but for how it ended.
+
+    Args:
+        quality: answer of the quality pass; empty if it did not come to that.
+        rounds: what was measured in each round that the cell finished.
+        inputs: what the comparison's arms shared.
+    """
+    return {
+        **identity(cell),
+        "detail": "",
+        "curve": [],
+        "model": inputs.get("model"),
+        "inputs_sha256": inputs.get("sha256"),
+        "quality": quality.get("quality"),
+        "quality_peak": quality.get("peak"),
+        "prepared": quality.get("prepared"),
+        "rounds": rounds,
+        "rounds_reason": "" if rounds else _why_untimed(cell, settings),
+        "stamps": _stamps(settings, rounds, environment),
+        "environment": environment,
+    }
+
+
+def identity(cell: Cell) -> dict[str, Any]:
+    """Names and parameters of technique and workload."""
+    technique, workload = cell.arm.technique, cell.comparison.workload
+    return {
+        "cell": cell.id,
+        "comparison": cell.comparison.id,
+        "family": cell.comparison.family,
+        "arm": cell.arm.label,
+        "baseline": cell.comparison.baseline.label,
+        "technique": {
+            "name": cell.arm.name,
+            "registered": cell.arm.registered,
+            "parameters": technique.model_dump(mode="json"),
+            "source": technique.source,
+            "peer": technique.peer,
+        },
+        "workload": {
+            "name": cell.comparison.workload_name,
+            "parameters": workload.model_dump(mode="json"),
+            "source": workload.source,
+        },
+        "primary": dict(technique.primary),
+        "seed": cell.seed,
+    }
+
+
+def _why_untimed(cell: Cell, settings: Settings) -> str:
+    first = settings.seeds[0]
+    return f"timed under seed {first}" if cell.seed != first else "no round was finished"
+
+
+def _stamps(settings: Settings, rounds: list[dict[str, Any]], environment: dict[str, Any]) -> list[str]:
+    used = [burst for part in rounds for burst in part["bursts"] if burst["used"]]
+    stamps = {
+        "quick": settings.quick,
+        "inline": settings.inline,
+        "dirty": environment["code"]["dirty"] is not False,
+        "disturbed": any(burst["load"]["disturbed"] for burst in used),
+    }
+    return [name for name, holds in stamps.items() if holds]

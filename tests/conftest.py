@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+sys.path.insert(0, str(TESTS))
+# workers import the known answers too
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plugins() -> None:
+    import torch
+
+    from bench import registry
+
+    torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
+    registry.load_plugins()
+    assert not registry.broken
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "lock"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small finished run of the real runner, inline."""
+    from bench import api
+
+    folder = tmp_path_factory.mktemp("finished")
+    small = {"name": "grounded_chat", "new_tokens": 8, "items": 2, "timed_prompts": 6, "passage_words": 20}
+    config = {
+        "name": "small",
+        "model": "tiny:llama",
+        "dtype": "float32",
+        "inline": True,
+        "replicates": 2,
+        "comparisons": [{"workload": small, "arms": ["autoregressive", "prompt_lookup"]}],
+    }
+    return api.run(config, out=folder, lock=folder / "lock", max_time="1h").folder

@@ -1,0 +1,136 @@
+"""DPO starts at ln 2, pulls apart what is chosen and rejected, and needs no second network for it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.families.preference import Pair, PreferenceBatch, PreferenceJob, collate, completion_logprobs
+from bench.families.training import TrainedPrepared
+from bench.models import Source, Sources
+from techniques.finetuning.core.lora import adapters_off
+from techniques.preference.dpo import Dpo
+
+MODELS = ["tiny:llama", "tiny:gpt2", "tiny:qwen3"]
+
+
+def ids(seed: int, length: int) -> list[int]:
+    return torch.randint(256, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+PAIRS = [Pair(prompt=ids(n, 4 + n), chosen=ids(n + 20, 7 - n), rejected=ids(n + 40, 3 + n)) for n in range(4)]
+BATCH = collate(PAIRS, "cpu")
+JOB = PreferenceJob(batches=(BATCH,) * 5)
+
+
+def arm(name: str = "tiny:llama", **values: Any) -> tuple[Dpo, TrainedPrepared]:
+    technique = Dpo(**values)
+    return technique, technique.prepare(Sources(Source(name)))
+
+
+def gradients(prepared: TrainedPrepared, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, prepared.trainable, retain_graph=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("reference", ["adapters_off", "copy"])
+def test_loss_starts_at_ln_2(name: str, reference: str):
+    technique, prepared = arm(name, reference=reference)
+    assert float(technique.loss(prepared, BATCH).detach()) == pytest.approx(math.log(2), abs=1e-7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradient_at_the_start(name: str):
+    technique, prepared = arm(name, beta=0.4)
+    found = gradients(prepared, technique.loss(prepared, BATCH))
+    chosen, rejected = completion_logprobs(prepared.model, BATCH.texts).chunk(2)
+    expected = [
+        -(0.4 / 2) * (wanted - unwanted) / len(PAIRS)
+        for wanted, unwanted in zip(gradients(prepared, chosen.sum()), gradients(prepared, rejected.sum()), strict=True)
+    ]
+    largest = max(float(e.abs().max()) for e in expected)
+    assert largest > 1e-4
+    for ours, theirs in zip(found, expected, strict=True):
+        assert float((ours - theirs).abs().max()) < 1e-5 * largest
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_copy_is_adapters_off_bit_for_bit(name: str):
+    curves, ends = [], []
+    for reference in ("adapters_off", "copy"):
+        technique, prepared = arm(name, reference=reference, learning_rate=1e-3)
+        curves.append([float(step.outputs[0]) for step in technique.steps(prepared, JOB)])
+        ends.append([p.detach().clone() for p in prepared.trainable])
+    assert curves[0] == curves[1]
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert curves[0][-1] < math.log(2) - 0.01
+
+
+def test_training_leaves_the_reference_where_it_was():
+    technique, prepared = arm(learning_rate=1e-3)
+    start = technique.logprobs(prepared, BATCH.texts)
+    list(technique.steps(prepared, JOB))
+    after = technique.logprobs(prepared, BATCH.texts)
+    assert not torch.equal(after, start)
+    with adapters_off(prepared.model):
+        assert torch.equal(technique.logprobs(prepared, BATCH.texts), start)
+    gained = after - start
+    assert bool((gained[:4] > gained[4:]).all())
+
+
+def test_only_a_copy_costs_memory():
+    held = [set(arm(reference=reference)[1].holdings()) for reference in ("adapters_off", "copy")]
+    assert held[1] - held[0] == {"helper_weights"}
+    _, prepared = arm(reference="copy")
+    assert not any(p.requires_grad for p in prepared.helpers[0].parameters())
+
+
+def test_equal_completions_have_no_gradient():
+    same = [Pair(prompt=p["prompt"], chosen=p["chosen"], rejected=p["chosen"]) for p in PAIRS]
+    technique, prepared = arm()
+    batch = collate(same, "cpu")
+    largest = max(float(g.abs().max()) for g in gradients(prepared, technique.loss(prepared, BATCH)))
+    for gradient in gradients(prepared, technique.loss(prepared, batch)):
+        assert float(gradient.abs().max()) < 1e-6 * largest
+
+
+def test_swapping_the_pairs_turns_the_gradient_round():
+    turned = collate([Pair(prompt=p["prompt"], chosen=p["rejected"], rejected=p["chosen"]) for p in PAIRS], "cpu")
+    technique, prepared = arm()
+    one = gradients(prepared, technique.loss(prepared, BATCH))
+    other = gradients(prepared, technique.loss(prepared, turned))
+    for a, b in zip(one, other, strict=True):
+        torch.testing.assert_close(a, -b, atol=1e-6, rtol=1e-3)
+
+
+def test_known_reference_is_not_computed_again():
+    technique, prepared = arm(learning_rate=1e-3)
+    live = float(technique.loss(prepared, BATCH).detach())
+    shifted = technique.logprobs(prepared, BATCH.texts)
+    shifted[:4] += 10  # the policy has lost 10 nats on every chosen completion
+    known = PreferenceBatch(BATCH.texts, BATCH.pairs, BATCH.chosen_tokens, BATCH.rejected_tokens, reference=shifted)
+    assert float(technique.loss(prepared, known).detach()) == pytest.approx(math.log1p(math.exp(1.0)), abs=1e-5)
+    assert live == pytest.approx(math.log(2))
+
+
+def test_counts_the_tokens_of_both_sides():
+    technique, prepared = arm()
+    assert next(technique.steps(prepared, JOB)).tokens == sum(len(p["chosen"]) + len(p["rejected"]) for p in PAIRS)
+
+
+def test_nothing_is_left_on_between_steps():
+    technique, prepared = arm()
+    for _ in technique.steps(prepared, JOB):
+        assert torch.is_grad_enabled()
+        enabled = technique.logprobs(prepared, BATCH.texts)
+    with adapters_off(prepared.model):
+        assert not torch.equal(technique.logprobs(prepared, BATCH.texts), enabled)
+
+
+def test_parameters_survive_json():
+    technique = Dpo(beta=0.5, reference="copy", targets=("q_proj",))
+    assert Dpo.model_validate_json(technique.model_dump_json()) == technique

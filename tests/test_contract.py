@@ -1,0 +1,278 @@
+"""The contract, over every registered technique and workload, ours and anybody's."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from bench import metrics, registry
+from bench.errors import Unsupported
+from bench.models import Source, Sources
+from bench.probes.clock import PhaseClock, count_tokens
+from bench.probes.memory import bytes_held
+from bench.shapes import TINY
+from bench.workload import content_hash
+
+registry.load_plugins()
+TECHNIQUES = [n for n in registry.techniques if not registry.techniques[n].cls.__module__.startswith("known")]
+WORKLOADS = list(registry.workloads)
+ARCHITECTURES = [f"tiny:{name}" for name in TINY]
+FORBIDDEN = {"time", "pathlib", "logging", "rich", "io", "tempfile", "subprocess"}
+
+
+def sources(model: str) -> Sources:
+    return Sources(Source(model, dtype="float32"), {"draft": Source(model, "draft", dtype="float32")})
+
+
+def workload_for(family: str) -> Any:
+    return registry.workloads.of_family(family)[0].cls().quick()
+
+
+_built: dict[tuple[str, str], Any] = {}
+
+
+def job_for(family: str, model: str, index: int = 0) -> Any:
+    workload = workload_for(family)
+    key = (family, model)
+    if key not in _built:
+        _built[key] = workload.build(sources(model), 0)
+    return workload.burst(_built[key], index, 0, "cpu")
+
+
+def instance(name: str) -> Any:
+    entry = registry.techniques[name]
+    return entry.cls(**entry.parameters)
+
+
+def prepared_or_skip(name: str, model: str) -> tuple[Any, Any, Any]:
+    technique = instance(name)
+    torch.manual_seed(0)
+    try:
+        prepared = technique.prepare(sources(model))
+        next(technique.steps(prepared, job_for(technique.family, model)))
+    except Unsupported as reason:
+        assert len(str(reason)) > 10, "the reason is for a reader"
+        pytest.skip(f"unsupported, as recorded in its row: {reason}")
+    prepared.close()
+    torch.manual_seed(0)
+    return technique, technique.prepare(sources(model)), job_for(technique.family, model)
+
+
+def modes() -> tuple[bool, bool, bool, bool]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+
+
+def hooks(model: torch.nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_parameters_survive_json(name: str) -> None:
+    technique = instance(name)
+    again = type(technique)(**json.loads(json.dumps(technique.model_dump(mode="json"))))
+    assert again == technique
+    for field, info in type(technique).model_fields.items():
+        assert info.description, f"{field} has no docstring"
+    assert technique.source
+    assert registry.techniques[name].summary.endswith(".")
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_runs_on_two_architectures(name: str) -> None:
+    works = 0
+    for model in ARCHITECTURES:
+        technique = instance(name)
+        try:
+            steps = technique.steps(technique.prepare(sources(model)), job_for(technique.family, model))
+            works += bool(list(itertools.islice(steps, 2)))
+        except Unsupported:
+            continue
+    assert works >= 2
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_leaves_no_mode_and_no_hook(name: str, model: str) -> None:
+    technique, prepared, job = prepared_or_skip(name, model)
+    before, hooked = modes(), hooks(prepared.model)
+    model_of = prepared.model
+    attention = model_of.config._attn_implementation
+    first = technique.steps(prepared, job)
+    for step in itertools.islice(first, 3):
+        assert modes() == before, "a mode leaks between yields"
+        assert step.kind in {"prefill", "decode", "train", "rollout"}
+        assert count_tokens(step) > 0
+    # two generators, closed out of order: what either held must not come back
+    second = technique.steps(prepared, job)
+    next(second)
+    first.close()
+    assert modes() == before
+    second.close()
+    assert modes() == before
+    assert hooks(model_of) <= hooked, "a hook was left behind"
+    prepared.close()
+    assert hooks(model_of) == 0
+    assert model_of.config._attn_implementation == attention
+
+
+@pytest.mark.parametrize("model", ARCHITECTURES)
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_same_seed_same_outputs(name: str, model: str) -> None:
+    technique, prepared, job = prepared_or_skip(name, model)
+
+    def outputs(clock: Any) -> list[list[float]]:
+        torch.manual_seed(0)
+        fresh = technique.prepare(sources(model))
+        steps = technique.steps(fresh, replace(job, phase=clock) if clock else job)
+        return [out.flatten().tolist() for step in steps for out in step.outputs]
+
+    phases = PhaseClock("cpu")
+    first = outputs(None)
+    torch.rand(17)  # the global generator's state is nobody's business
+    assert first == outputs(None)
+    assert first == outputs(phases), "marking phases changes the output"
+    assert phases.seconds, "no phase is marked"
+    prepared.close()
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_outputs_are_owned(name: str) -> None:
+    technique, prepared, job = prepared_or_skip(name, "tiny:llama")
+    kept, copies = [], []
+    for step in technique.steps(prepared, job):
+        for output in step.outputs:
+            kept.append(output)
+            copies.append(output.clone())
+            assert output.untyped_storage().nbytes() == output.numel() * output.element_size()
+            assert not output.requires_grad
+    assert kept
+    for output, copy in zip(kept, copies, strict=True):
+        assert torch.equal(output, copy), "a later step overwrote an earlier output"
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_names_what_it_holds(name: str) -> None:
+    technique, prepared, job = prepared_or_skip(name, "tiny:llama")
+    steps = technique.steps(prepared, job)
+    next(steps)
+    held = bytes_held(prepared.holdings())
+    steps.close()
+    parameters = sum(p.numel() * p.element_size() for p in prepared.model.parameters())
+    assert sum(held.values()) >= parameters
+    assert all(size >= 0 for size in held.values())
+    prepared.close()
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_weights_read_are_on_record(name: str) -> None:
+    used = sources("tiny:llama")
+    instance(name).prepare(used)
+    assert used.log
+    assert all(entry["bytes"] > 0 for entry in used.log)
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_holds_no_clock_and_no_file(name: str) -> None:
+    tree = ast.parse(inspect.getsource(inspect.getmodule(registry.techniques[name].cls)))
+    imported = {
+        (node.module or "").partition(".")[0] if isinstance(node, ast.ImportFrom) else alias.name.partition(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    assert not imported & FORBIDDEN
+    assert not called & {"print", "open", "input", "exec", "eval"}
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_primary_metrics_are_in_the_glossary(name: str) -> None:
+    for axis, metric in registry.techniques[name].cls.primary.items():
+        assert metrics.metric(metric).axis == axis
+
+
+def test_every_family_has_one_baseline_and_a_workload() -> None:
+    for family in registry.families():
+        entries = [e for e in registry.techniques.of_family(family) if not e.cls.__module__.startswith("known")]
+        assert sum(e.cls.baseline and not e.is_preset for e in entries) == 1
+        assert registry.workloads.of_family(family)
+
+
+def variants(job: Any) -> Iterator[torch.Tensor]:
+    """All tensors of a job, whatever its family."""
+
+    def walk(value: Any) -> Iterator[torch.Tensor]:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            for part in value:
+                yield from walk(part)
+        elif hasattr(value, "__dataclass_fields__"):
+            for field in value.__dataclass_fields__:
+                yield from walk(getattr(value, field))
+
+    yield from walk(job)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_workload(name: str) -> None:
+    entry = registry.workloads[name]
+    workload = entry.cls(**entry.parameters).quick()
+    assert type(workload)(**json.loads(json.dumps(workload.model_dump(mode="json")))) == workload
+    built = workload.build(sources("tiny:llama"), 0)
+    assert content_hash(built) == content_hash(json.loads(json.dumps(built)))
+    assert content_hash(built) == content_hash(workload.build(sources("tiny:llama"), 0)), "build is not seeded"
+
+    def shown(index: int) -> list[list[float]]:
+        return [t.tolist() for t in variants(workload.burst(built, index, 0, "cpu"))]
+
+    assert shown(0) == shown(0), "arms would get different jobs"
+    assert shown(0) != shown(1), "bursts repeat the same data"
+    assert shown(-1) not in (shown(0), shown(1)), "the warm-up uses timed data"
+    _, burst, scored = workload.work()
+    assert burst.prefill + burst.decode + burst.train > 0
+    assert scored.prefill + scored.decode + scored.train > 0
+    assert workload.source
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_quality_scores_the_same_items_for_every_arm(name: str) -> None:
+    entry = registry.workloads[name]
+    workload = entry.cls(**entry.parameters).quick()
+    used = sources("tiny:llama")
+    built = workload.build(used, 0)
+    arms = [e for e in registry.techniques.of_family(workload.family) if not e.cls.__module__.startswith("known")]
+    arms.sort(key=lambda e: not e.cls.baseline)
+    reference = None
+    for arm in arms:
+        technique = arm.cls(**arm.parameters)
+        torch.manual_seed(0)
+        try:
+            prepared = technique.prepare(used)
+        except Unsupported:
+            continue
+        quality = workload.quality(technique, prepared, built, 0, used.target, reference)
+        reference = reference or quality
+        assert technique.primary["quality"] in quality.metrics
+        for metric, values in quality.metrics.items():
+            assert metrics.metric(metric).axis == "quality"
+            assert len(values) == len(reference.metrics[metric])
+            assert all(value == value for value in values)
+        assert quality.gates, f"{arm.name} is ungated"
+        assert all(gate.passed for gate in quality.gates), quality.gates
+        json.dumps(quality.to_json())
+    assert reference is not None

@@ -1,0 +1,42 @@
+"""The smoke suite on the embedded model, through the real command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+
+
+@pytest.mark.embedded
+def test_smoke_suite(tmp_path: Path) -> None:
+    start = time.monotonic()
+    command = [sys.executable, "-m", "bench.cli", "run", "smoke", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    took = time.monotonic() - start
+    (run,) = (tmp_path / "smoke").iterdir()
+    records = [json.loads(path.read_text()) for path in (run / "cells").iterdir()]
+    assert {r["family"] for r in records} == set(registry.families())
+    for record in records:
+        assert record["status"] == "ok", record["reason"]
+        assert record["model"]["name"] == "smollm2-135m"
+        assert record["model"]["origin"]
+        assert "quick" in record["stamps"]
+        assert record["quality"]["gates"]
+        assert record["rounds"][0]["bursts"][0]["samples"]["seconds"]
+        assert record["rounds"][0]["memory"]["components"]["weights"] > 100e6
+    with (run / "table.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    for axis in ("output_nll", "tpot", "peak_memory", "kv_cache_bytes", "time_per_step", "preference_accuracy"):
+        assert any(line["metric"] == axis and line["change"] for line in lines), axis
+    report = (run / "report.md").read_text()
+    for record in records:
+        assert f"| {record['arm']}" in report
+    print(f"smoke suite: {took:.0f} s")
