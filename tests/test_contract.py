@@ -59,7 +59,6 @@ def prepared_or_skip(name: str, model: str) -> tuple[Any, Any, Any]:
         prepared = technique.prepare(sources(model))
         next(technique.steps(prepared, job_for(technique.family, model)))
     except Unsupported as reason:
-        assert len(str(reason)) > 10, "the reason is for a reader"
         pytest.skip(f"unsupported, as recorded in its row: {reason}")
     prepared.close()
     torch.manual_seed(0)

@@ -150,6 +150,7 @@ class KVCacheWorkload(Workload):
     """
 
     family: ClassVar[str] = "kv_cache"
+    smallest: ClassVar[Mapping[str, int]] = {"context": 256, "new_tokens": 8, "items": 2, "timed_contexts": 3}
 
     context: int = Field(default=1024, ge=8, le=1_048_576)
     """Tokens read before the first is emitted [tokens]."""

@@ -57,8 +57,8 @@ def _stream(source: Source, split: text.Split, seed: int, needed: int, path: str
     ids: list[int] = source.tokenizer("\n\n".join(documents), add_special_tokens=False)["input_ids"]
     if len(ids) < needed:
         raise UsageError(
-            f"the {split} part of {path or 'the embedded text'} has {len(ids)} tokens in this model's vocabulary and {needed} "
-            f"are needed; choose a smaller context, new_tokens or items"
+            f"the {split} part of {path or 'the embedded text'} has {len(ids)} tokens in this model's vocabulary "
+            f"and {needed} are needed; choose a smaller context, new_tokens or items"
         )
     return ids
 

@@ -53,7 +53,9 @@ class ContinuationPairs(PreferenceWorkload):
 
     def work(self) -> tuple[Work, Work, Work]:
         reference, burst, quality = super().work()
-        sampled = Work(prefill=self.prompt, decode=self.completion).times(self.pairs + self.items)
+        count = self.pairs + self.items
+        # a batch emits its rows' tokens in the time of one
+        sampled = Work(prefill=self.prompt * count, decode=self.completion * -(-count // SAMPLED_TOGETHER))
         return reference + sampled, burst, quality
 
     def build(self, sources: Sources, seed: int) -> Built:

@@ -35,7 +35,7 @@ def test_another_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "paragraphs_here", lambda: here)
     text._documents.cache_clear()
     try:
-        with pytest.raises(BenchError, match="use Python 3.11 to 3.14"):
+        with pytest.raises(BenchError, match=r"use Python 3\.11 to 3\.14"):
             text.documents("train")
     finally:
         text._documents.cache_clear()

@@ -149,6 +149,7 @@ def test_all_arms_start_at_the_reference_and_learn_the_pairs(name: str):
 
 def test_work_counts_sampling():
     build, burst, _ = ContinuationPairs(pairs=10, items=5, prompt=12, completion=8).work()
-    assert build.decode == 15 * 8
+    # fifteen rows are sampled in one batch
+    assert build.decode == 8
     assert build.prefill == 15 * 12 + 5 * 2 * 20
     assert burst.train == 2 * 4 * 2 * 20

@@ -33,7 +33,7 @@ def emitted(p: dict, q: dict, rule: object) -> torch.Tensor:
             if accepted < G:
                 weight = weight * (1 - result.accept[accepted])
             for extra in range(V):
-                complete(total, drafted[:accepted] + (extra,), weight * result.residual[accepted][extra], p)
+                complete(total, (*drafted[:accepted], extra), weight * result.residual[accepted][extra], p)
     return total
 
 

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bench import experiment, plan, suites
+from bench.errors import UsageError
+
+
+def test_names() -> None:
+    assert {"cpu", "smoke", "decoding", "kv_cache", "finetuning", "preference", "gpu/default"} <= set(suites.named())
+
+
+def test_nothing_means_this_machines_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "resolve_device", lambda wanted: "cpu")
+    assert suites.find([])[0]["name"] == "cpu"
+    monkeypatch.setattr(suites, "resolve_device", lambda wanted: "cuda")
+    assert suites.find([])[0]["name"] == "gpu"
+
+
+def test_a_technique_comes_with_its_baseline_and_workload() -> None:
+    raw, _ = suites.find(["dpo"])
+    assert raw["name"] == "dpo"
+    assert raw["comparisons"][0]["arms"] == ["sft_on_chosen", "dpo"]
+    assert suites.find(["autoregressive"])[0]["comparisons"][0]["arms"] == ["autoregressive"]
+
+
+def test_several_techniques_of_one_family_share_a_comparison() -> None:
+    raw, _ = suites.find(["prompt_lookup", "prompt_lookup_short", "dpo"])
+    assert [block["arms"] for block in raw["comparisons"]] == [
+        ["autoregressive", "prompt_lookup", "prompt_lookup_short"],
+        ["sft_on_chosen", "dpo"],
+    ]
+
+
+RAW: dict[str, Any] = {
+    "name": "x",
+    "comparisons": [
+        {"workload": "grounded_chat", "arms": ["autoregressive", "prompt_lookup"]},
+        {"workload": {"name": "embedded_text", "items": 3}, "arms": ["full", {"technique": "lora", "rank": 4}]},
+    ],
+}
+
+
+def test_set_finds_its_owner() -> None:
+    raw = suites.override(
+        RAW, ["replicates=3", "prompt_lookup.ngram=2", "lora.rank=8", "workload.items=5", "embedded_text.steps=7"]
+    )
+    assert raw["replicates"] == 3
+    first, second = raw["comparisons"]
+    assert first["arms"][1] == {"technique": "prompt_lookup", "ngram": 2}
+    assert second["arms"][1] == {"technique": "lora", "rank": 8}
+    assert (first["workload"]["items"], second["workload"]["items"], second["workload"]["steps"]) == (5, 5, 7)
+    assert RAW["comparisons"][0]["workload"] == "grounded_chat", "the original is left alone"
+
+
+def test_a_list_is_an_axis() -> None:
+    raw = suites.override(RAW, ["new_tokens=8,16"])
+    assert raw["comparisons"][0]["workload"]["new_tokens"] == [8, 16]
+    assert len(experiment.check(raw, "x").comparisons) == 3
+
+
+@pytest.mark.parametrize("wrong", ["nothing=1", "dpo.beta=1", "workload.nothing=1", "lora.rnk=3"])
+def test_set_that_means_nothing(wrong: str) -> None:
+    with pytest.raises(UsageError, match="nothing in this config has it"):
+        suites.override(RAW, [wrong])
+
+
+@pytest.mark.parametrize("name", ["cpu", "smoke"])
+def test_default_suites_keep_their_limits(name: str) -> None:
+    checked = experiment.check(suites.find([name])[0], name)
+    limit = {"cpu": 20 * 60, "smoke": 3 * 60}[name]
+    assert checked.settings.max_time <= max(limit, 300)
+    assert plan.total(checked, "cpu", "bfloat16") <= limit
+    families = {one.family for one in checked.comparisons}
+    assert families == {"decoding", "kv_cache", "finetuning", "preference"}
+
+
+def test_first_results_of_the_cpu_suite_come_within_five_minutes() -> None:
+    checked = experiment.check(suites.find(["cpu"])[0], "cpu")
+    first = checked.comparisons[0].id
+    assert sum(s.total for s in plan.stages(checked, "cpu", "bfloat16") if s.comparison == first) <= 5 * 60
+
+
+def test_a_plan_beyond_its_limit_is_refused() -> None:
+    raw = {**suites.find(["cpu"])[0], "max_time": "2m"}
+    with pytest.raises(UsageError, match="raise it with --max-time"):
+        plan.check(experiment.check(raw, "x"), "cpu", "bfloat16")
+
+
+def test_a_hub_models_work_is_unknown_not_zero() -> None:
+    raw = {**RAW, "model": "some/model"}
+    stages = list(plan.stages(experiment.check(raw, "x"), "cuda", "bfloat16"))
+    assert all(stage.work is None for stage in stages)
