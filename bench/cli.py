@@ -116,13 +116,12 @@ def show(name: str) -> None:
 @app.command()
 def validate(configs: list[str]) -> None:
     """Check configs and name every mistake."""
-    from bench import api, suites
+    from bench import experiment, suites
 
     for config in configs:
-        raw, origin = suites.find([config])
-        checked, device, dtype = api.prepare(raw, origin)
+        checked = experiment.check(*suites.find([config]))
         cells = list(checked.cells())
-        _console().print(f"{origin}: {len(cells)} cells, {device}, {dtype}", highlight=False)
+        _console().print(f"{config}: {len(cells)} cells in {len(checked.comparisons)} comparisons", highlight=False)
 
 
 @app.command()

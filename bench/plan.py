@@ -30,7 +30,7 @@ class Speed:
 
 
 SPEEDS: Mapping[str, Speed] = {
-    "cpu": Speed(start=8.0, compute=1.5e11, bandwidth=6e9, step=0.002),
+    "cpu": Speed(start=7.0, compute=1.8e11, bandwidth=9e9, step=0.002),
     "cuda": Speed(start=12.0, compute=2e14, bandwidth=1.5e12, step=0.025),
 }
 

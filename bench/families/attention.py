@@ -11,9 +11,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 NAME = "packed_sdpa"
 
@@ -36,6 +33,8 @@ def packed_sdpa(
     Returns:
         `(batch, new, heads, head_dim)`, and no weights.
     """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
     batch, heads, new, _ = query.shape
     kv_heads = key.shape[1]
     if new > 1 or heads == kv_heads or attention_mask is not None:
@@ -45,11 +44,13 @@ def packed_sdpa(
     return out.reshape(batch, 1, heads, -1), None
 
 
-AttentionInterface.register(NAME, packed_sdpa)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
 def pack(model: Any) -> None:
     """Let the model attend by `packed_sdpa`, where it computes by the library's interface and would by sdpa."""
+    # these modules take two seconds to import, and a list of techniques needs none of them
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, packed_sdpa)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
     if model._can_set_attn_implementation() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)

@@ -23,6 +23,10 @@ from bench.technique import Axis, Job, Prepared, Step, Technique
 from bench.workload import Built, Gate, Quality, Work, Workload
 
 
+SHOWN_TOKENS = 24
+"""Beginning of a prompt that is shown beside its output [tokens]."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodingJob(Job):
     """Continue each prompt."""
@@ -257,7 +261,7 @@ class DecodingWorkload(Workload):
             },
             outputs=outputs,
             texts=[
-                {"prompt": decode(p.tolist()), "output": decode(o)}
+                {"prompt": decode(p[:SHOWN_TOKENS].tolist()), "output": decode(o)}
                 for p, o in zip(job.prompts[:2], outputs[:2], strict=True)
             ],
             counts={name: float(count) for name, count in totals.items()},

@@ -34,7 +34,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> api.Run:
     folder = tmp_path_factory.mktemp("known")
     plugins = tuple(f"known_answers.{name}" for name in NAMES)
     children = len(psutil.Process().children())
-    done = api.run(config(NAMES, replicates=2), out=folder, plugins=plugins, lock=folder / "lock", max_time="1h")
+    done = api.run(config(NAMES, replicates=1), out=folder, plugins=plugins, lock=folder / "lock", max_time="1h")
     assert len(psutil.Process().children()) == children, "a worker outlived its run"
     return done
 
@@ -86,7 +86,6 @@ def test_failed_in_timing_keeps_its_quality(known: api.Run) -> None:
 
 def test_ten_milliseconds_are_read_within_five_percent(known: api.Run) -> None:
     waits, still = (stats.units(record(known, arm))["tpot"] for arm in ("waits", "still"))
-    assert len(waits) == 2
     planted = statistics.median(waits.values()) - statistics.median(still.values())
     assert planted == pytest.approx(0.010, rel=0.05)
 
@@ -101,7 +100,7 @@ def test_64_mebibytes_are_read_within_five_percent(known: api.Run) -> None:
 def test_bursts_are_mirrored_and_have_prompts_of_their_own(known: api.Run) -> None:
     bursts = [part["bursts"] for part in record(known, "still")["rounds"]]
     used = [[burst["index"] for burst in round_ if burst["used"]] for round_ in bursts]
-    assert used == [[0, 1], [2, 3]]
+    assert used == [[0, 1]]
 
 
 def test_resume_runs_only_what_is_missing(known: api.Run, lock: Path) -> None:
@@ -115,7 +114,7 @@ def test_resume_runs_only_what_is_missing(known: api.Run, lock: Path) -> None:
     plugins = tuple(f"known_answers.{name}" for name in NAMES)
     out = known.folder.parent.parent
     done = api.run(
-        config(NAMES, replicates=2), out=out, plugins=plugins, lock=lock, max_time="1h", resume=True, say=events.append
+        config(NAMES, replicates=1), out=out, plugins=plugins, lock=lock, max_time="1h", resume=True, say=events.append
     )
     assert done.folder == known.folder
     after = {path.name: path.stat().st_mtime_ns for path in (known.folder / "cells").iterdir()}

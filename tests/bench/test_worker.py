@@ -34,7 +34,7 @@ def test_a_whole_conversation(live: Worker) -> None:
     assert built["model"]["random"] is True
     assert len(built["sha256"]) == 64
     prepared = live.ask("prepare", 60, arm="a", technique="autoregressive", parameters={})
-    assert prepared["attention"] == "sdpa"
+    assert prepared["attention"] == "packed_sdpa", "the backend really used"
     assert prepared["held"]["weights"] > 0
     burst = live.ask("burst", 60, arm="a", index=0)
     assert (len(burst["seconds"]), burst["tokens"]) == (6, [1] * 6)
