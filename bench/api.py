@@ -85,7 +85,7 @@ def run(
     """
     checked, device, dtype = prepare(config, **settings)
     plan.check(checked, device, dtype)
-    if embedded.NAME in {checked.settings.model, checked.settings.draft}:
+    if embedded.NAME in {checked.settings.draft, *(one.model for one in checked.comparisons)}:
         embedded.ensure(lambda line: say({"event": "note", "text": line}))
     out = out or store.results_folder()
     facts = manifest.collect(device, dtype)

@@ -56,12 +56,12 @@ def run(
     from bench.report import cards, terminal
 
     raw, origin = suites.find(wanted or [], device or "auto")
-    given = {"model": model, "draft": draft, "max_time": max_time, "device": device}
+    given = {"draft": draft, "max_time": max_time, "device": device, "quick": quick or None}
     raw.update({key: value for key, value in given.items() if value is not None})
+    if model is not None:
+        raw = suites.retarget(raw, model)
     if seed is not None:
         raw["seeds"] = [seed]
-    if quick:
-        raw["quick"] = True
     raw = suites.override(raw, settings or [])
     if data is not None:
         if not data.exists():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_origin
 
@@ -18,6 +18,7 @@ from bench.errors import ConfigError, Problem, UsageError
 from bench.technique import Technique
 from bench.workload import Workload, content_hash
 
+_BLOCK = ("workload", "arms", "baseline", "model")
 NAME = re.compile(r"[a-z0-9_-]+")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -99,6 +100,8 @@ class Comparison:
     id: str
     workload: Workload
     arms: tuple[Arm, ...]
+    model: str = ""
+    """The target, where it is not the experiment's."""
 
     @property
     def family(self) -> str:
@@ -162,10 +165,7 @@ def check(data: Mapping[str, Any], origin: str) -> Experiment:
     settings = _validated(Settings, head, "", problems)
     for role in ("model", "draft"):
         if isinstance(head.get(role), str):
-            try:
-                models.kind_of(head[role])
-            except UsageError as error:
-                problems.append(Problem(role, str(error)))
+            _check_model(head[role], role, problems)
     comparisons: list[Comparison] = []
     blocks = data.get("comparisons")
     if not isinstance(blocks, list) or not blocks:
@@ -178,10 +178,11 @@ def check(data: Mapping[str, Any], origin: str) -> Experiment:
     if settings.quick:
         settings = settings.model_copy(update={"replicates": 1, "bursts": 1, "inline": True})
         comparisons = [replace(one, workload=one.workload.quick()) for one in comparisons]
-    return Experiment(settings, tuple(_with_ids(comparisons)), dict(data))
+    targeted = (replace(one, model=one.model or settings.model) for one in comparisons)
+    return Experiment(settings, tuple(_with_ids(targeted)), dict(data))
 
 
-def _with_ids(comparisons: list[Comparison]) -> Iterator[Comparison]:
+def _with_ids(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
     used: dict[str, int] = {}
     for one in comparisons:
         name = f"{one.family}.{one.workload_name}"
@@ -193,9 +194,12 @@ def _comparisons(block: Any, path: str, problems: list[Problem]) -> list[Compari
     if not isinstance(block, dict):
         problems.append(Problem(path, "a mapping with `workload` and `arms` is expected"))
         return []
-    for key in sorted(set(block) - {"workload", "arms", "baseline"}):
-        near = registry.did_you_mean(str(key), ["workload", "arms", "baseline"])
+    for key in sorted(set(block) - set(_BLOCK), key=str):
+        near = registry.did_you_mean(str(key), list(_BLOCK))
         problems.append(Problem(f"{path}.{key}", f"unknown field{near}"))
+    model = block.get("model", "")
+    if model:
+        _check_model(model, f"{path}.model", problems)
     workloads = _workloads(block.get("workload"), f"{path}.workload", problems)
     arms: list[Arm] = []
     listed = block.get("arms")
@@ -218,7 +222,14 @@ def _comparisons(block: Any, path: str, problems: list[Problem]) -> list[Compari
                 )
             )
     ordered = _baseline_first(arms, block.get("baseline"), path, problems)
-    return [Comparison("", workload, ordered) for workload in workloads]
+    return [Comparison("", workload, ordered, model) for workload in workloads]
+
+
+def _check_model(name: Any, path: str, problems: list[Problem]) -> None:
+    try:
+        models.kind_of(str(name))
+    except UsageError as error:
+        problems.append(Problem(path, str(error)))
 
 
 def _baseline_first(arms: list[Arm], wanted: Any, path: str, problems: list[Problem]) -> tuple[Arm, ...]:

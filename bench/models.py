@@ -125,6 +125,8 @@ class Source:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            if hasattr(module, "attention_dropout"):  # read by the attention function, not a module
+                module.attention_dropout = 0.0
         self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
         network: nn.Module = model.eval()
         return network
@@ -263,17 +265,32 @@ def kind_of(name: str) -> str:
     raise UsageError(f"unknown model {name!r}{did_you_mean(name, known)} (or a hub id as owner/name, or a folder)")
 
 
-def random_tensor(name: str, shape: tuple[int, ...]) -> Tensor:
-    """Seeded random weights that depend on nothing but name and shape: N(0, .02), norms 1, biases 0."""
+def at_hand(name: str) -> bool:
+    """Whether a hub's model is in the local cache, or the hub answers for it."""
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    hub_id = name.removeprefix("hub:")
+    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+        return True
+    try:
+        HfApi().model_info(hub_id, timeout=5)
+    except (HfHubHTTPError, OSError, ValueError):
+        return False
+    return True
+
+
+def random_tensor(name: str, shape: tuple[int, ...], device: str = "cpu") -> Tensor:
+    """Seeded random weights of name, shape and kind of device alone: N(0, .02), norms 1, biases 0."""
     import torch
 
     if name.endswith("bias"):
-        return torch.zeros(shape)
+        return torch.zeros(shape, device=device)
     if len(shape) == 1:
-        return torch.ones(shape)
+        return torch.ones(shape, device=device)
     key = hashlib.sha256(f"{RANDOM_SEED} {name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "little"))
-    return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
+    generator = torch.Generator(device).manual_seed(int.from_bytes(key[:7], "little"))
+    return torch.empty(shape, device=device).normal_(0.0, 0.02, generator=generator)
 
 
 def _fill(model: nn.Module) -> None:
@@ -281,7 +298,7 @@ def _fill(model: nn.Module) -> None:
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(random_tensor(name, tuple(parameter.shape)))
+            parameter.copy_(random_tensor(name, tuple(parameter.shape), parameter.device.type))
 
 
 def _own(model: nn.Module) -> nn.Module:

@@ -67,9 +67,9 @@ def parameters_of(name: str) -> int | None:
 def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
     """The plan of every comparison."""
     settings = experiment.settings
-    count = parameters_of(settings.model)
     speed = SPEEDS[device]
     for one in experiment.comparisons:
+        count = parameters_of(one.model)
         build, burst, scored = one.workload.work()
         arms, seeds, rounds = len(one.arms), len(settings.seeds), settings.replicates
         # warm-up, bursts and the memory pass
@@ -80,6 +80,7 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
             processes: int,
             work: Work,
             one: Comparison = one,
+            count: int | None = count,
             at_once: int = 1,
         ) -> Stage:
             if settings.inline:

@@ -54,11 +54,11 @@ class Runner:
 
     def go(self) -> None:
         """Run what is not there yet, comparison by comparison."""
-        families: list[str] = []
+        shared: tuple[str, str] | None = None
         try:
             for comparison in self.experiment.comparisons:
-                if comparison.family not in families:
-                    families.append(comparison.family)
+                if shared != (comparison.family, comparison.model):
+                    shared = comparison.family, comparison.model
                     self._end_inline()
                 if any(not self.run.has(cell.id) for cell in self.experiment.cells(comparison)):
                     self._comparison(comparison)
@@ -93,7 +93,7 @@ class Runner:
             return stored
         self._tell("build", comparison)
         try:
-            with self._lend() as worker:
+            with self._lend(comparison) as worker:
                 self._open(worker, comparison, self.settings.seeds[0], None)
                 inputs: dict[str, Any] = worker.ask("build", self.settings.cell_timeout)
         except CellFailure as failure:
@@ -111,7 +111,7 @@ class Runner:
             part = self.run.part(base.id, "quality") or self._finished_quality(base)
             reference = part["quality"] if part else None
         try:
-            with self._lend() as worker:
+            with self._lend(cell.comparison) as worker:
                 self._open(worker, cell.comparison, cell.seed, inputs)
                 prepared = self._prepare(worker, cell.arm)
                 answer = worker.ask("quality", self.settings.cell_timeout, arm=cell.arm.label, reference=reference)
@@ -148,7 +148,7 @@ class Runner:
         parts: dict[str, dict[str, Any]] = {}
         with ExitStack() as stack:
             # all start before the first is waited for: they import at the same time
-            workers = {cell.id: stack.enter_context(self._lend()) for cell in cells}
+            workers = {cell.id: stack.enter_context(self._lend(comparison)) for cell in cells}
             alive = list(cells)
 
             def each(name: str, act: Callable[[Cell, Worker], None]) -> None:
@@ -200,9 +200,9 @@ class Runner:
     def _burst(self, cell: Cell, worker: Worker, index: int, pids: list[int]) -> Iterator[dict[str, Any]]:
         """One timed burst, repeated while somebody else disturbs it. All tries are kept, the last is used."""
         for attempt in range(TRIES):
-            before = load.read(pids)
+            before = load.read(pids, self.device == "cuda")
             samples = worker.ask("burst", self.settings.cell_timeout, arm=cell.arm.label, index=index)
-            around = load.between(before, load.read(pids))
+            around = load.between(before, load.read(pids, self.device == "cuda"))
             last = attempt == TRIES - 1 or not around["disturbed"] or self.settings.quick
             yield {"index": index, "try": attempt, "used": last, "load": around, "samples": samples}
             if last:
@@ -224,15 +224,15 @@ class Runner:
     # workers
 
     @contextmanager
-    def _lend(self) -> Iterator[Worker]:
+    def _lend(self, comparison: Comparison) -> Iterator[Worker]:
         """A process of its own; inline, the family's one."""
         if self.settings.inline:
             if self._inline is None or not self._inline.alive:
                 self._end_inline()
-                self._inline = Worker(self._setting())
+                self._inline = Worker(self._setting(comparison))
             yield self._inline
             return
-        with Worker(self._setting()) as worker:
+        with Worker(self._setting(comparison)) as worker:
             yield worker
 
     def _open(self, worker: Worker, comparison: Comparison, seed: int, inputs: dict[str, Any] | None) -> None:
@@ -246,9 +246,9 @@ class Runner:
             seed=seed,
         )
 
-    def _setting(self) -> dict[str, Any]:
+    def _setting(self, comparison: Comparison) -> dict[str, Any]:
         return {
-            "model": self.settings.model,
+            "model": comparison.model,
             "others": {"draft": self.settings.draft} if self.settings.draft else {},
             "device": self.device,
             "dtype": self.environment["device"]["dtype"],

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import registry, yaml_file
+from bench import models, registry, yaml_file
 from bench.errors import UsageError
 from bench.experiment import Settings
 from bench.manifest import ROOT, resolve_device
@@ -29,12 +29,29 @@ def find(wanted: Iterable[str], device: str = "auto") -> tuple[Raw, str]:
     """
     words = list(wanted)
     if not words:
-        words = ["gpu/default" if resolve_device(device) == "cuda" else "cpu"]
+        words = [default(device)]
     found = [_one(word) for word in words]
     merged = copy.deepcopy(found[0])
     for other in found[1:]:
         merged["comparisons"] = [*merged.get("comparisons", []), *other.get("comparisons", [])]
     return _joined(merged), " ".join(words)
+
+
+def default(device: str = "auto") -> str:
+    """The suite for this machine: a GPU's where one is seen, with a hub's model where that can be had."""
+    if resolve_device(device) == "cpu":
+        return "cpu"
+    model = yaml_file.load(named()["gpu/default"])["model"]
+    return "gpu/default" if models.at_hand(model) else "gpu/offline"
+
+
+def retarget(raw: Raw, model: str) -> Raw:
+    """The same config with another target in every comparison."""
+    blocks = [
+        {key: value for key, value in block.items() if key != "model"} if isinstance(block, dict) else block
+        for block in raw.get("comparisons") or []
+    ]
+    return {**raw, "model": model, "comparisons": blocks}
 
 
 def _one(word: str) -> Raw:
@@ -68,7 +85,11 @@ def _joined(raw: Raw) -> Raw:
     """Comparisons on the same workload become one: arms that stand twice once."""
     joined: list[Any] = []
     for block in raw.get("comparisons") or []:
-        same = [b for b in joined if isinstance(block, dict) and b.get("workload") == block.get("workload")]
+        same = [
+            other
+            for other in joined
+            if isinstance(block, dict) and all(other.get(key) == block.get(key) for key in ("workload", "model"))
+        ]
         if same:
             same[0]["arms"] = [*same[0]["arms"], *(arm for arm in block["arms"] if arm not in same[0]["arms"])]
         else:

@@ -195,14 +195,16 @@ class DecodingWorkload(Workload):
     """Base of the decoding workloads: `build` gives prompts to time and prompts to score."""
 
     family: ClassVar[str] = "decoding"
-    smallest: ClassVar[Mapping[str, int]] = {"new_tokens": 16, "items": 2, "timed_prompts": 3}
+    smallest: ClassVar[Mapping[str, int]] = {"new_tokens": 16, "items": 2, "timed_prompts": 3, "burst_prompts": 1}
 
-    new_tokens: int = Field(default=48, ge=2, le=8192)
+    new_tokens: int = Field(default=32, ge=2, le=8192)
     """Tokens emitted per prompt, a fixed length [tokens]."""
     items: int = Field(default=8, ge=1)
     """Prompts that are scored."""
-    timed_prompts: int = Field(default=24, ge=2)
+    timed_prompts: int = Field(default=48, ge=2)
     """Distinct prompts for the timed bursts."""
+    burst_prompts: int = Field(default=4, ge=1)
+    """Prompts of one timed burst: what a draft is worth differs from prompt to prompt."""
     temperature: float = Field(default=0.0, ge=0.0, le=5.0)
     """0 is greedy decoding."""
     top_k: int = Field(default=0, ge=0)
@@ -222,7 +224,9 @@ class DecodingWorkload(Workload):
 
     def burst(self, built: Built, index: int, seed: int, device: str) -> DecodingJob:
         timed = built["timed"]
-        return self.job([timed[index % len(timed)]], seed + index, device)
+        first = index * self.burst_prompts
+        prompts = [timed[place % len(timed)] for place in range(first, first + self.burst_prompts)]
+        return self.job(prompts, seed + index, device)
 
     @property
     def prompt_tokens(self) -> int:
@@ -232,7 +236,7 @@ class DecodingWorkload(Workload):
     def work(self) -> tuple[Work, Work, Work]:
         one = Work(prefill=self.prompt_tokens, decode=self.new_tokens)
         scored = Work(prefill=self.prompt_tokens + self.new_tokens) + one
-        return Work(), one, scored.times(self.items)
+        return Work(), one.times(self.burst_prompts), scored.times(self.items)
 
     def quality(
         self,

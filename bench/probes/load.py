@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,26 @@ class Reading:
     """CPU time the hypervisor gave to others [s]."""
     ours: float
     """CPU time of this process and the workers [s]."""
+    gpu_strangers: int = 0
+    """Processes on the GPU beyond our workers."""
 
 
-def read(pids: Iterable[int]) -> Reading | None:
-    """The counters now; None where the system has none."""
+def read(pids: Collection[int], gpu: bool = False) -> Reading | None:
+    """The counters now; None where the system has none.
+
+    Args:
+        pids: our workers.
+        gpu: whether to ask the driver who else is on the GPU.
+    """
     try:
         first = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
     except OSError:
         return None
     user, nice, system, _, _, irq, softirq, steal = (int(value) for value in first[:8])
     own = sum(_cpu_time(pid) for pid in {os.getpid(), *pids})
-    return Reading(time.monotonic(), (user + nice + system + irq + softirq) / _TICK, steal / _TICK, own / _TICK)
+    strangers = max(_gpu_processes() - len(pids), 0) if gpu else 0
+    busy = (user + nice + system + irq + softirq) / _TICK
+    return Reading(time.monotonic(), busy, steal / _TICK, own / _TICK, strangers)
 
 
 def between(before: Reading | None, after: Reading | None) -> dict[str, Any]:
@@ -50,7 +59,8 @@ def between(before: Reading | None, after: Reading | None) -> dict[str, Any]:
     return {
         "others": round(others, 4),
         "stolen": round(stolen, 4),
-        "disturbed": others > ALLOWED + grain or stolen > ALLOWED + grain,
+        "gpu_strangers": after.gpu_strangers,
+        "disturbed": others > ALLOWED + grain or stolen > ALLOWED + grain or after.gpu_strangers > 0,
     }
 
 
@@ -60,3 +70,14 @@ def _cpu_time(pid: int) -> int:
     except OSError:
         return 0
     return int(fields[11]) + int(fields[12])
+
+
+def _gpu_processes() -> int:
+    """How many processes compute on the first GPU, by count: a container does not see the driver's process ids."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return len(pynvml.nvmlDeviceGetComputeRunningProcesses(pynvml.nvmlDeviceGetHandleByIndex(0)))
+    except pynvml.NVMLError:
+        return 0

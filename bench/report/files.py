@@ -39,7 +39,7 @@ def _plain(value: Any) -> Any:
 
 def headline(manifest: Mapping[str, Any]) -> str:
     device = manifest["environment"]["device"]
-    return f"{manifest['experiment']}: {manifest['config'].get('model', 'smollm2-135m')} on {device['name']}"
+    return f"{manifest['experiment']} on {device['name']}"
 
 
 def as_markdown(manifest: Mapping[str, Any], comparisons: Mapping[str, list[table.Row]], damaged: list[str]) -> str:
@@ -61,10 +61,10 @@ def as_markdown(manifest: Mapping[str, Any], comparisons: Mapping[str, list[tabl
         for row in rows:
             cells = [f"{row.record['arm']} (seed {row.record['seed']})", row.status]
             for axis in table.AXES:
-                metric, estimate = row.shown(axis)
+                metric, estimate, missing = row.shown(axis)
                 used.add(metric.name)
                 if estimate is None:
-                    cells.append("withheld" if row.status == "invalid" and axis != "quality" else "not measured")
+                    cells.append(missing)
                 else:
                     cells.append(
                         f"{table.value(metric, estimate.value)} {metric.name} ({table.change(metric, estimate)})"

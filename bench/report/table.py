@@ -43,12 +43,15 @@ class Row:
             return "; ".join(f"gate {gate['name']}: {gate['detail']}" for gate in failed)
         return str(self.record["reason"])
 
-    def shown(self, axis: Axis) -> tuple[Metric, stats.Estimate | None]:
-        """The axis' primary metric; an invalid arm's speed and memory are withheld."""
+    def shown(self, axis: Axis) -> tuple[Metric, stats.Estimate | None, str]:
+        """The axis' primary metric, its estimate, and why there is none."""
         metric = GLOSSARY[self.record["primary"][axis]]
         if self.status == "invalid" and axis != "quality":
-            return metric, None
-        return metric, self.estimates.get(metric.name)
+            return metric, None, "withheld"
+        if axis == "quality" and (self.record["model"] or {}).get("random"):
+            return metric, None, "not applicable: random weights"
+        estimate = self.estimates.get(metric.name)
+        return metric, estimate, "" if estimate else "not measured"
 
 
 def rows(records: Iterable[Record]) -> dict[str, list[Row]]:

@@ -37,9 +37,9 @@ def draw_one(comparison: str, rows: list[table.Row], console: Console) -> None:
         seed = f" (seed {row.record['seed']})" if any(r.record["seed"] != record["seed"] for r in rows) else ""
         cells = [escape(row.record["arm"] + seed), f"[{_STYLE.get(row.status, 'red')}]{row.status}[/]"]
         for axis in table.AXES:
-            metric, estimate = row.shown(axis)
+            metric, estimate, missing = row.shown(axis)
             if estimate is None:
-                cells.append("withheld" if row.status == "invalid" and axis != "quality" else "not measured")
+                cells.append(missing)
             else:
                 figure = table.value(metric, estimate.value)
                 cells.append(f"{figure} {metric.name}\n[dim]{escape(table.change(metric, estimate))}[/dim]")

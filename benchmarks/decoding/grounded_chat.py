@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,14 +46,16 @@ class GroundedChat(DecodingWorkload):
                 raise UsageError(f"{self.path}: {len(own)} prompts; items={self.items} needs at least {self.items + 2}")
             return {"scored": prompts[: self.items], "timed": prompts[self.items :]}
         passages = _passages("prompts", self.passage_words)
-        if not passages:
-            raise UsageError(f"passage_words={self.passage_words}: no document of the embedded text is that long")
-        prompts = [
-            chat(sources.target, f"{request}\n\n{passage}")
-            for passage, request in zip(
-                itertools.islice(itertools.cycle(passages), wanted), itertools.cycle(REQUESTS), strict=False
+        if wanted > len(passages) * len(REQUESTS):
+            raise UsageError(
+                f"the embedded text has {len(passages)} passages of {self.passage_words} words, asked about in "
+                f"{len(REQUESTS)} ways; {wanted} prompts are wanted: lower passage_words, items or timed_prompts"
             )
-        ]
+        prompts = []
+        for index in range(wanted):
+            lap, place = divmod(index, len(passages))
+            request = REQUESTS[(place + lap) % len(REQUESTS)]  # every lap asks each passage something else
+            prompts.append(chat(sources.target, f"{request}\n\n{passages[place]}"))
         return {"scored": prompts[: self.items], "timed": prompts[self.items :]}
 
 

@@ -55,6 +55,15 @@ def test_random_weights_depend_on_the_name_alone() -> None:
         assert torch.equal(x.to(torch.bfloat16), y)
 
 
+def test_dropout_is_off_everywhere(tmp_path: Path) -> None:
+    model = Source("tiny:llama").model()
+    model.config.attention_dropout = 0.5
+    model.save_pretrained(tmp_path)
+    noisy = Source(str(tmp_path)).model().train()
+    ids = torch.arange(20)[None]
+    assert torch.equal(noisy(ids).logits, noisy(ids).logits)
+
+
 def test_position_frequencies_stay_exact() -> None:
     rotary = Source("tiny:llama", dtype="bfloat16").model().model.rotary_emb
     assert torch.equal(rotary.inv_freq, Source("tiny:llama").model().model.rotary_emb.inv_freq)

@@ -16,7 +16,10 @@ def test_nothing_means_this_machines_suite(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(suites, "resolve_device", lambda wanted: "cpu")
     assert suites.find([])[0]["name"] == "cpu"
     monkeypatch.setattr(suites, "resolve_device", lambda wanted: "cuda")
+    monkeypatch.setattr(suites.models, "at_hand", lambda name: True)
     assert suites.find([])[0]["name"] == "gpu"
+    monkeypatch.setattr(suites.models, "at_hand", lambda name: False)
+    assert suites.find([])[0]["name"] == "gpu_offline"
 
 
 def test_a_technique_comes_with_its_baseline_and_workload() -> None:
@@ -59,6 +62,14 @@ def test_a_list_is_an_axis() -> None:
     raw = suites.override(RAW, ["new_tokens=8,16"])
     assert raw["comparisons"][0]["workload"]["new_tokens"] == [8, 16]
     assert len(experiment.check(raw, "x").comparisons) == 3
+
+
+def test_a_comparison_may_have_a_model_of_its_own() -> None:
+    raw = {**RAW, "model": "tiny:llama"}
+    raw["comparisons"] = [{**RAW["comparisons"][0], "model": "tiny:gpt2"}, RAW["comparisons"][1]]
+    assert [one.model for one in experiment.check(raw, "x").comparisons] == ["tiny:gpt2", "tiny:llama"]
+    everywhere = suites.retarget(raw, "tiny:qwen3")
+    assert {one.model for one in experiment.check(everywhere, "x").comparisons} == {"tiny:qwen3"}
 
 
 @pytest.mark.parametrize("wrong", ["nothing=1", "dpo.beta=1", "workload.nothing=1", "lora.rnk=3"])

@@ -28,7 +28,7 @@ def live() -> Worker:
 
 
 def test_a_whole_conversation(live: Worker) -> None:
-    small = {"new_tokens": 6, "items": 2, "timed_prompts": 4, "passage_words": 20}
+    small = {"new_tokens": 6, "items": 2, "timed_prompts": 4, "burst_prompts": 1, "passage_words": 20}
     live.ask("open", 60, workload="grounded_chat", parameters=small, built=None, seed=0)
     built = live.ask("build", 60)
     assert built["model"]["random"] is True

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from dataclasses import replace
 
 from bench.probes import load
 
@@ -18,7 +19,8 @@ def test_our_own_work_is_no_disturbance_and_anothers_is() -> None:
     others = load.Reading(wall=12.0, busy=104.0, stolen=5.0, ours=52.0)
     stolen = load.Reading(wall=12.0, busy=104.0, stolen=6.0, ours=54.0)
     assert load.between(reading, ours)["disturbed"] is False
-    assert load.between(reading, others) == {"others": 1.0, "stolen": 0.0, "disturbed": True}
+    assert load.between(reading, others) == {"others": 1.0, "stolen": 0.0, "gpu_strangers": 0, "disturbed": True}
+    assert load.between(reading, replace(ours, gpu_strangers=1))["disturbed"] is True
     assert load.between(reading, stolen)["disturbed"] is True
 
 

@@ -25,6 +25,7 @@ def record(arm: str, tpot: float, nll: float, **changes: Any) -> dict[str, Any]:
         "stamps": [],
         "rounds": rounds,
         "quality": {"metrics": {"output_nll": [nll, nll + 1]}, "gates": gates},
+        "model": {"random": False},
         "primary": {"quality": "output_nll", "latency": "tpot", "memory": "peak_memory"},
         **changes,
     }
@@ -37,7 +38,7 @@ def rows(*records: dict[str, Any]) -> dict[str, table.Row]:
 def test_changes_against_the_baseline() -> None:
     found = rows(record("base", 0.1, 2.0), record("fast", 0.05, 2.5))
     assert found["base"].is_baseline
-    metric, estimate = found["fast"].shown("latency")
+    metric, estimate, _ = found["fast"].shown("latency")
     assert (metric.name, estimate.change) == ("tpot", pytest.approx(0.5))
     assert found["fast"].shown("quality")[1].change == pytest.approx(0.5)
     assert table.change(metric, found["base"].shown("latency")[1]) == "baseline"
@@ -48,7 +49,7 @@ def test_a_failed_gate_withholds_speed_and_memory_in_every_output() -> None:
     bad["quality"]["gates"] = [{"name": "lossless", "passed": False, "detail": "token 3 differs"}]
     comparisons = table.rows([record("base", 0.1, 2.0), bad])
     row = comparisons["c"][1]
-    assert (row.status, row.shown("latency")[1]) == ("invalid", None)
+    assert (row.status, row.shown("latency")[1:]) == ("invalid", (None, "withheld"))
     assert "token 3 differs" in row.reason
     lines = [line for line in table.flat(comparisons) if line["arm"] == "bad"]
     assert {line["metric"]: line["value"] for line in lines if line["metric"] != "output_nll"} == {
@@ -69,6 +70,12 @@ def test_no_gate_reads_ungated_and_a_failed_cell_keeps_its_reason() -> None:
     assert found["free"].status == "ungated"
     assert (found["broken"].status, found["broken"].reason) == ("oom", "out of memory")
     assert table.flat({"c": [found["broken"]]})[0]["reason"] == "out of memory"
+
+
+def test_random_weights_have_no_quality() -> None:
+    made_up = record("base", 0.1, 2.0, model={"random": True})
+    assert rows(made_up)["base"].shown("quality")[1:] == (None, "not applicable: random weights")
+    assert rows(made_up)["base"].shown("latency")[1].value == pytest.approx(0.1)
 
 
 def test_without_a_baseline_nothing_is_compared() -> None:

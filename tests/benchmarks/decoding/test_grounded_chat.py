@@ -13,10 +13,13 @@ SOURCES = Sources(Source("tiny:llama"))
 
 
 def test_prompts_are_distinct_and_in_the_template() -> None:
-    workload = GroundedChat(items=3, timed_prompts=6, passage_words=30)
+    workload = GroundedChat(items=3, timed_prompts=97, passage_words=150)
     built = workload.build(SOURCES, 0)
     prompts = [tuple(ids) for ids in built["scored"] + built["timed"]]
-    assert len(set(prompts)) == 9
+    assert len(set(prompts)) == 100
+    used = [prompt.tolist() for index in range(-1, 20) for prompt in workload.burst(built, index, 0, "cpu").prompts]
+    assert len(used) == 84
+    assert len({tuple(ids) for ids in used}) == 84, "bursts share prompts"
     text = SOURCES.target.tokenizer.decode(prompts[0])
     assert text.startswith("user: Summarise the following text")
     assert text.endswith("assistant: ")
@@ -34,5 +37,5 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_a_passage_that_no_document_has() -> None:
-    with pytest.raises(UsageError, match="passage_words=20000"):
+    with pytest.raises(UsageError, match="0 passages of 20000 words"):
         GroundedChat(passage_words=20000).build(SOURCES, 0)
