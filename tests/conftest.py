@@ -45,7 +45,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bench import api
 
     folder = tmp_path_factory.mktemp("finished")
-    small = {"name": "grounded_chat", "new_tokens": 8, "items": 2, "timed_prompts": 6, "burst_prompts": 1, "passage_words": 20}
+    small = {
+        "name": "grounded_chat",
+        "new_tokens": 8,
+        "items": 2,
+        "timed_prompts": 6,
+        "burst_prompts": 1,
+        "passage_words": 20,
+    }
     config = {
         "name": "small",
         "model": "tiny:llama",

@@ -22,7 +22,6 @@ from bench.models import Source, Sources
 from bench.technique import Axis, Job, Prepared, Step, Technique
 from bench.workload import Built, Gate, Quality, Work, Workload
 
-
 SHOWN_TOKENS = 24
 """Beginning of a prompt that is shown beside its output [tokens]."""
 

@@ -82,7 +82,9 @@ def test_list_and_show_name_everything() -> None:
     assert call("show", "grounded_chat")[0] == 0
 
 
-@pytest.mark.parametrize("name", ["smoke", "cpu", "decoding", "kv_cache", "finetuning", "preference", "gpu/default", "gpu/offline"])
+@pytest.mark.parametrize(
+    "name", ["smoke", "cpu", "decoding", "kv_cache", "finetuning", "preference", "gpu/default", "gpu/offline"]
+)
 def test_our_configs_are_valid(name: str) -> None:
     code, text = call("validate", name)
     assert code == 0, text

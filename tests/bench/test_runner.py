@@ -16,7 +16,14 @@ NAMES = ["still", "waits", "holds", "wrong", "raises", "exhausts", "endless", "k
 
 
 def config(arms: list[str], **settings: object) -> dict[str, object]:
-    small = {"name": "grounded_chat", "new_tokens": 12, "items": 2, "timed_prompts": 6, "burst_prompts": 1, "passage_words": 20}
+    small = {
+        "name": "grounded_chat",
+        "new_tokens": 12,
+        "items": 2,
+        "timed_prompts": 6,
+        "burst_prompts": 1,
+        "passage_words": 20,
+    }
     return {
         "name": "known",
         "model": "tiny:llama",
