@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import embedded, experiment, manifest, plan, store, yaml_file
-from bench.errors import UsageError
+from bench import embedded, experiment, manifest, models, plan, store, yaml_file
+from bench.errors import ModelError, UsageError
 from bench.lock import machine_lock
 from bench.report import files, table
 from bench.runner import Event, Runner
@@ -87,6 +87,9 @@ def run(
     plan.check(checked, device, dtype)
     if embedded.NAME in {checked.settings.draft, *(one.model for one in checked.comparisons)}:
         embedded.ensure(lambda line: say({"event": "note", "text": line}))
+    for name in sorted({one.model for one in checked.comparisons} | {checked.settings.draft or embedded.NAME}):
+        if models.kind_of(name) == "hub" and not models.at_hand(name):
+            raise ModelError(f"model {name!r} is not in the local cache, and the hub does not answer for it")
     out = out or store.results_folder()
     facts = manifest.collect(device, dtype)
     with machine_lock(f"experiment {checked.settings.name}", lock), _terminable():

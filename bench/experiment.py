@@ -257,11 +257,17 @@ def _workloads(item: Any, path: str, problems: list[Problem]) -> list[Workload]:
     except UsageError as error:
         problems.append(Problem(path, str(error)))
         return []
-    return [
-        instance
-        for chosen, _ in _axes(entry.cls, {**entry.parameters, **parameters})
-        if (instance := _validated(entry.cls, chosen, path, problems)) is not None
-    ]
+    found = []
+    for chosen, _ in _axes(entry.cls, {**entry.parameters, **parameters}):
+        instance = _validated(entry.cls, chosen, path, problems)
+        if instance is None:
+            continue
+        try:
+            instance.check()
+        except UsageError as error:
+            problems.append(Problem(path, str(error)))
+        found.append(instance)
+    return found
 
 
 def _arms(item: Any, path: str, problems: list[Problem]) -> list[Arm]:

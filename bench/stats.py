@@ -33,6 +33,10 @@ class Estimate:
     units: int
     reason: str = ""
     """Why there is no change or no interval."""
+    spread: float | None = None
+    """Standard deviation of the units' differences, on the scale they are averaged on."""
+    p: float | None = None
+    """Two-sided probability of a change this large where there is none."""
 
 
 def prompt_times(samples: Mapping[str, Any]) -> Iterable[tuple[float, float, int]]:
@@ -121,8 +125,10 @@ def compare(metric: Metric, arm: Mapping[int, float], base: Mapping[int, float] 
     mean = statistics.fmean(differences)
     if len(differences) < 2:
         return Estimate(value, back(mean), None, None, len(differences), "one unit has no interval")
-    half = t_quantile(len(differences) - 1) * statistics.stdev(differences) / math.sqrt(len(differences))
-    return Estimate(value, back(mean), back(mean - half), back(mean + half), len(differences))
+    count, spread = len(differences), statistics.stdev(differences)
+    half = half_width(spread, count)
+    p = t_tail(mean, spread, count)
+    return Estimate(value, back(mean), back(mean - half), back(mean + half), count, spread=spread, p=p)
 
 
 def compare_runs(metric: Metric, a: Mapping[int, float], b: Mapping[int, float], paired: bool) -> Estimate | None:
@@ -156,3 +162,28 @@ def t_quantile(degrees: float, confidence: float = CONFIDENCE) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(degrees, 0.5 + confidence / 2))
+
+
+def half_width(spread: float, units: int) -> float:
+    """Half the interval of a mean over so many units."""
+    return t_quantile(units - 1) * spread / math.sqrt(units)
+
+
+def t_tail(mean: float, spread: float, units: int) -> float:
+    """Two-sided p-value of a mean against zero."""
+    from scipy.special import stdtr
+
+    if spread == 0:
+        return 0.0 if mean else 1.0
+    return float(2 * stdtr(units - 1, -abs(mean) * math.sqrt(units) / spread))
+
+
+def holm(p_values: Mapping[str, float], alpha: float = 1 - CONFIDENCE) -> set[str]:
+    """The hypotheses rejected by Holm's step-down rule: at most `alpha` to reject any true one (Holm 1979)."""
+    rejected: set[str] = set()
+    ordered = sorted(p_values, key=lambda name: p_values[name])
+    for place, name in enumerate(ordered):
+        if p_values[name] > alpha / (len(ordered) - place):
+            break
+        rejected.add(name)
+    return rejected

@@ -13,7 +13,7 @@ from bench.errors import UsageError
 DOCUMENT_CHARACTERS = 4000
 """Paragraphs of a plain text are joined up to about this length."""
 TEXT_FIELDS = ("text", "content", "question", "prompt")
-PROMPT_FIELDS = ("prompt", "question", "instruction", "turns")
+PROMPT_FIELDS = ("prompt", "question", "instruction", "turns", "text")
 
 
 def read_documents(path: Path) -> list[str]:
@@ -36,7 +36,7 @@ def read_documents(path: Path) -> list[str]:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: one per line of JSON (`prompt`, `question`, `instruction`, or the first of `turns`),
+    """The prompts of a file: one per line of JSON (`prompt`, `question`, `instruction`, the first of `turns`, `text`),
     else one per line of text.
 
     Raises:

@@ -98,6 +98,13 @@ class Workload(BaseModel, ABC):
         smaller = {field: min(getattr(self, field), bound) for field, bound in self.smallest.items()}
         return type(self)(**{**self.model_dump(), **smaller})
 
+    def check(self) -> None:
+        """Read the user's data file, if there is one, before anything is started.
+
+        Raises:
+            UsageError: it is missing, empty or malformed (with the line).
+        """
+
     @abstractmethod
     def build(self, sources: Sources, seed: int) -> Built:
         """Make what all arms share: token ids of prompts, texts, pairs. JSON data only.

@@ -66,9 +66,9 @@ def as_markdown(manifest: Mapping[str, Any], comparisons: Mapping[str, list[tabl
                 if estimate is None:
                     cells.append(missing)
                 else:
-                    cells.append(
-                        f"{table.value(metric, estimate.value)} {metric.name} ({table.change(metric, estimate)})"
-                    )
+                    figure = f"{table.value(metric, estimate.value)} {metric.name}, {table.change(metric, estimate)}"
+                    judgement = row.judgements.get(metric.name)
+                    cells.append(f"{figure}: {judgement.verdict} ({judgement.reason})" if judgement else figure)
             lines.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
             if row.reason:
                 notes.append(f"* {_cell(row.record['arm'])}: {row.status}: {_cell(row.reason)}")

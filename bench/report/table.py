@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench import stats
 from bench.metrics import GLOSSARY, Metric
 from bench.technique import Axis
+from bench.verdict import Judgement, judge_all
 
 AXES: tuple[Axis, ...] = ("quality", "latency", "memory")
 Record = Mapping[str, Any]
@@ -21,6 +22,8 @@ class Row:
     record: Record
     estimates: Mapping[str, stats.Estimate]
     """Metric -> estimate, for all that the record holds."""
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)
+    """Primary metric -> verdict, where there is something to judge."""
 
     @property
     def is_baseline(self) -> bool:
@@ -59,7 +62,26 @@ def rows(records: Iterable[Record]) -> dict[str, list[Row]]:
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record["comparison"], []).append(record)
-    return {comparison: _rows(members) for comparison, members in grouped.items()}
+    return _judged({comparison: _rows(members) for comparison, members in grouped.items()})
+
+
+def _judged(comparisons: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Verdicts on the primary metrics, each metric's arms corrected together; random weights have no quality."""
+    asked: dict[str, dict[str, stats.Estimate]] = {}
+    for rows in comparisons.values():
+        for row in rows:
+            for axis in AXES:
+                metric, estimate, _ = row.shown(axis)
+                if estimate is not None and row.record["status"] == "ok":
+                    asked.setdefault(metric.name, {})[row.record["cell"]] = estimate
+    verdicts = {name: judge_all(GLOSSARY[name], estimates) for name, estimates in asked.items()}
+    return {
+        comparison: [
+            replace(row, judgements={n: v[row.record["cell"]] for n, v in verdicts.items() if row.record["cell"] in v})
+            for row in rows
+        ]
+        for comparison, rows in comparisons.items()
+    }
 
 
 def _rows(records: list[Record]) -> list[Row]:
@@ -126,17 +148,20 @@ def flat(comparisons: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
                 metric = GLOSSARY[name]
                 withheld = row.status == "invalid" and metric.axis != "quality"
                 figures = (estimate.value, estimate.change, estimate.low, estimate.high, estimate.units)
+                judgement = row.judgements.get(name)
                 lines.append(
                     {
                         **head,
+                        "verdict": judgement.verdict.value if judgement else None,
+                        "verdict_reason": judgement.reason if judgement else None,
                         "metric": name,
                         "unit": metric.unit,
                         "compared_as": "ratio" if metric.relative else "difference",
-                        **dict(zip(_FIELDS[3:], (None,) * 5 if withheld else figures, strict=True)),
+                        **dict(zip(_FIELDS[3:8], (None,) * 5 if withheld else figures, strict=True)),
                     }
                 )
     return lines
 
 
-_FIELDS = ("metric", "unit", "compared_as", "value", "change", "low", "high", "units")
+_FIELDS = ("metric", "unit", "compared_as", "value", "change", "low", "high", "units", "verdict", "verdict_reason")
 COLUMNS = ("comparison", "family", "arm", "baseline", "seed", "status", "reason", "stamps", *_FIELDS)

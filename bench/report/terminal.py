@@ -14,6 +14,7 @@ from rich.table import Table
 
 from bench.report import table
 from bench.report.compare import Change
+from bench.verdict import Judgement
 
 _STYLE = {"ok": "green", "ungated": "yellow", "unsupported": "yellow", "skipped": "yellow"}
 
@@ -42,7 +43,8 @@ def draw_one(comparison: str, rows: list[table.Row], console: Console) -> None:
                 cells.append(missing)
             else:
                 figure = table.value(metric, estimate.value)
-                cells.append(f"{figure} {metric.name}\n[dim]{escape(table.change(metric, estimate))}[/dim]")
+                change = escape(table.change(metric, estimate))
+                cells.append(f"{figure} {metric.name}\n[dim]{change}[/dim]{_verdict(row.judgements.get(metric.name))}")
         drawn.add_row(*cells)
     console.print(drawn)
     for row in rows:
@@ -51,6 +53,13 @@ def draw_one(comparison: str, rows: list[table.Row], console: Console) -> None:
     stamps = sorted({stamp for row in rows for stamp in row.record["stamps"]})
     if stamps:
         console.print(f"  stamped {', '.join(stamps)}: not publishable", style="yellow")
+
+
+def _verdict(judgement: Judgement | None) -> str:
+    if judgement is None:
+        return ""
+    style = {"BETTER": "bold green", "WORSE": "bold red", "SAME": "bold"}.get(judgement.verdict, "yellow")
+    return f"\n[{style}]{judgement.verdict}[/] [dim]{escape(judgement.reason)}[/dim]"
 
 
 def draw_changes(changes: Iterable[Change], console: Console) -> None:

@@ -37,6 +37,10 @@ class GroundedChat(DecodingWorkload):
     def prompt_tokens(self) -> int:
         return int(self.passage_words * 1.6) + 40
 
+    def check(self) -> None:
+        if self.path:
+            text_file.read_prompts(Path(self.path))
+
     def build(self, sources: Sources, seed: int) -> Built:
         wanted = self.timed_prompts + self.items
         if self.path:

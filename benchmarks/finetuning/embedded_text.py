@@ -23,6 +23,9 @@ class EmbeddedText(FinetuningWorkload):
     path: str = ""
     """A text of your own instead, in several documents: .jsonl (text), or plain text with empty lines."""
 
+    def check(self) -> None:
+        text.documents("train", self.path)
+
     def build(self, sources: Sources, seed: int) -> Built:
         train = packed(sources.target, "train", self.sequence, self.path)
         heldout = packed(sources.target, "test", self.sequence, self.path)

@@ -28,6 +28,9 @@ class LongDocument(KVCacheWorkload):
     path: str = ""
     """A text of your own instead, in several documents: .jsonl (text), or plain text with empty lines."""
 
+    def check(self) -> None:
+        text.documents("train", self.path)
+
     def build(self, sources: Sources, seed: int) -> Built:
         config = sources.target.config.get_text_config(decoder=True)
         limit = config.max_position_embeddings

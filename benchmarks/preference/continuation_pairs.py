@@ -58,6 +58,9 @@ class ContinuationPairs(PreferenceWorkload):
         sampled = Work(prefill=self.prompt * count, decode=self.completion * -(-count // SAMPLED_TOGETHER))
         return reference + sampled, burst, quality
 
+    def check(self) -> None:
+        text.documents("train", self.path)
+
     def build(self, sources: Sources, seed: int) -> Built:
         source = sources.target
         model = source.model()

@@ -50,6 +50,7 @@ def test_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
         (["run", "smoke", "--max-time", "soon"], "is no duration"),
         (["run", "smoke", "--max-time", "1s"], "raise it with --max-time"),
         (["run", "smoke", "--data", "/not/there.txt"], "/not/there.txt"),
+        (["run", "smoke", "--model", "nobody/nothing-of-the-kind"], "the hub does not answer for it"),
         (["show", "lorra"], "did you mean 'lora'"),
         (["report", "/not/there"], "holds no run"),
         (["compare", "/not/there", "/not/there"], "holds no run"),
@@ -59,6 +60,21 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
     code, text = call(*arguments)
     assert code == 2, text
     assert message in text
+
+
+def test_a_malformed_data_file_is_named_before_anything_starts(tmp_path: Path) -> None:
+    data = tmp_path / "own.jsonl"
+    data.write_text('{"text": "a"}\n{"text": \n')
+    code, text = call("run", "smoke", "--data", str(data))
+    assert code == 2
+    assert text.count(f"{data}, line 2: no JSON") == 4, "each workload that reads it says so"
+    config = tmp_path / "x.yaml"
+    config.write_text(
+        "name: x\ncomparisons:\n  - workload: {name: embedded_text, path: /not/there.txt}\n    arms: [full]\n"
+    )
+    code, text = call("validate", str(config))
+    assert code == 2
+    assert "comparisons[0].workload: data file /not/there.txt: No such file" in text
 
 
 def test_dry_run_prints_processes_start_and_work() -> None:

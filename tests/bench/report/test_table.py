@@ -12,9 +12,10 @@ from bench.stats import Estimate
 def record(arm: str, tpot: float, nll: float, **changes: Any) -> dict[str, Any]:
     samples = {"kind": ["prefill", "decode"], "seconds": [1.0, tpot], "tokens": [1, 1]}
     memory = {"peak": 100, "reserved": None, "named": 80, "largest": {}}
-    rounds = [{"round": n, "bursts": [{"used": True, "samples": samples}], "memory": memory} for n in range(3)]
+    rounds = [{"round": n, "bursts": [{"used": True, "samples": samples}], "memory": memory} for n in range(5)]
     gates = [{"name": "lossless", "passed": True, "detail": "equal"}]
     return {
+        "cell": f"c.{arm}",
         "comparison": "c",
         "family": "decoding",
         "arm": arm,
@@ -70,6 +71,20 @@ def test_no_gate_reads_ungated_and_a_failed_cell_keeps_its_reason() -> None:
     assert found["free"].status == "ungated"
     assert (found["broken"].status, found["broken"].reason) == ("oom", "out of memory")
     assert table.flat({"c": [found["broken"]]})[0]["reason"] == "out of memory"
+
+
+def test_verdicts_stand_beside_the_primary_metrics() -> None:
+    fast = record("fast", 0.05, 2.5)
+    for number, part in enumerate(fast["rounds"]):
+        wobble = {"kind": ["prefill", "decode"], "seconds": [1.0, 0.05 + 0.001 * number], "tokens": [1, 1]}
+        part["bursts"] = [{"used": True, "samples": wobble}]
+    found = rows(record("base", 0.1, 2.0), fast)
+    assert found["fast"].judgements["tpot"].verdict == "BETTER"
+    assert found["fast"].judgements["peak_memory"].verdict == "SAME"
+    assert found["fast"].judgements["output_nll"].verdict == "INCONCLUSIVE"
+    assert not found["base"].judgements
+    bad = {**fast, "quality": {**fast["quality"], "gates": [{"name": "g", "passed": False, "detail": ""}]}}
+    assert "tpot" not in rows(record("base", 0.1, 2.0), bad)["fast"].judgements
 
 
 def test_random_weights_have_no_quality() -> None:
