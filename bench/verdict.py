@@ -54,7 +54,7 @@ def _judge(metric: Metric, estimate: stats.Estimate, different: bool) -> Judgeme
         verdict = Verdict.SAME if _within(metric, estimate.change) else _direction(metric, estimate.change)
         return Judgement(verdict, "exact")
     if estimate.units < stats.FEWEST or estimate.low is None or estimate.high is None:
-        return Judgement(Verdict.INCONCLUSIVE, f"{estimate.units} units, at least {stats.FEWEST} are needed")
+        return Judgement(Verdict.INCONCLUSIVE, f"{estimate.units} {_units(metric)}, at least {stats.FEWEST} are needed")
     if metric.axis == "latency" and estimate.spread == 0:
         return Judgement(Verdict.INCONCLUSIVE, "all times alike to the last digit: the clock is suspicious")
     if _within(metric, estimate.low) and _within(metric, estimate.high):
@@ -91,6 +91,10 @@ def _margin(metric: Metric) -> str:
     return f"{metric.margin:.0%}" if metric.relative else f"{metric.margin:g} {metric.unit}"
 
 
+def _units(metric: Metric) -> str:
+    return "items" if metric.axis == "quality" else "rounds"
+
+
 def _needed(metric: Metric, estimate: stats.Estimate) -> str:
     """How many units would decide, if mean and spread stay as they are."""
     assert estimate.change is not None
@@ -99,5 +103,5 @@ def _needed(metric: Metric, estimate: stats.Estimate) -> str:
     reach = max(mean, _limit(metric) - mean)
     for units in range(estimate.units + 1, MOST_UNITS + 1):
         if stats.half_width(estimate.spread, units) < reach:
-            return f"about {units} units would settle it, {estimate.units} were measured"
-    return f"more than {MOST_UNITS} units would be needed, {estimate.units} were measured"
+            return f"about {units} {_units(metric)} would settle it, {estimate.units} were measured"
+    return f"more than {MOST_UNITS} {_units(metric)} would be needed, {estimate.units} were measured"
