@@ -27,7 +27,7 @@ def config(arms: list[str], **settings: object) -> dict[str, object]:
         "name": "known",
         "model": "tiny:llama",
         "dtype": "float32",
-        "cell_timeout": "5s",
+        "cell_timeout": "10s",
         "comparisons": [{"workload": small, "arms": arms}],
         **settings,
     }
@@ -65,7 +65,7 @@ def test_every_cell_ends_as_a_record(known: api.Run) -> None:
         ("wrong", "ok", ""),
         ("raises", "failed", "ValueError: planted"),
         ("exhausts", "oom", "can't allocate memory"),
-        ("endless", "timeout", "no answer within 5 s"),
+        ("endless", "timeout", "no answer within 10 s"),
         ("killed", "failed", "killed by SIGKILL"),
         ("fails_later", "failed", "planted in the timing pass"),
     ],
