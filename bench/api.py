@@ -91,6 +91,8 @@ def run(
         if models.kind_of(name) == "hub" and not models.at_hand(name):
             raise ModelError(f"model {name!r} is not in the local cache, and the hub does not answer for it")
     out = out or store.results_folder()
+    if checked.settings.quick:
+        out = out / "quick"  # never beside what can be published
     facts = manifest.collect(device, dtype)
     with machine_lock(f"experiment {checked.settings.name}", lock), _terminable():
         folder = _resumed(out, checked, facts) if resume else _new(out, checked, facts, argv)

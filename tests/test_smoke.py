@@ -26,7 +26,7 @@ def test_smoke_suite(tmp_path: Path) -> None:
         assert process.wait() == 0, "".join(lines)
     assert len(resident) >= 16, "four families, each built, scored twice and timed"
     assert max(resident) < 300e6, "the parent is in the measurement's way"
-    (run,) = (tmp_path / "smoke").iterdir()
+    (run,) = (tmp_path / "quick" / "smoke").iterdir()
     records = [json.loads(path.read_text()) for path in (run / "cells").iterdir()]
     assert {r["family"] for r in records} == set(registry.families())
     for record in records:
