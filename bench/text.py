@@ -88,11 +88,8 @@ def _from_file(path: str) -> list[tuple[Split, str, str]]:
         "train",
         "train",
     )
-    pieces = text_file.read_documents(Path(path))
-    dealt: list[tuple[Split, str, str]] = []
-    seen: set[str] = set()
-    for index, piece in enumerate(p for p in pieces if not (p in seen or seen.add(p))):  # type: ignore[func-returns-value]
-        dealt.append((deal[index % len(deal)], f"{index}", piece))
+    pieces = dict.fromkeys(text_file.read_documents(Path(path)))  # a document that stands twice counts once
+    dealt = [(deal[index % len(deal)], f"{index}", piece) for index, piece in enumerate(pieces)]
     if len(dealt) < len(deal):
         raise UsageError(
             f"{path}: {len(dealt)} different documents are too few to split; at least {len(deal)} are needed"

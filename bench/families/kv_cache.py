@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 
 from bench.families import attention
 from bench.families import cache as kv
-from bench.families.decoding import first_divergence
+from bench.families.lossless import first_divergence
 from bench.models import Source, Sources
 from bench.technique import Axis, Job, Prepared, Step, Technique
 from bench.workload import Built, Gate, Quality, Work, Workload
