@@ -1,8 +1,7 @@
 """The attention that all arms of a family compute with: the library's, with grouped queries packed when decoding.
 
 For one query token the library asks torch for `enable_gqa`, which on a CPU reads every key once per query head.
-Packed as the rows of one small matrix, the queries of a group read their keys once: 0.16 ms instead of 1.1 ms for
-9 heads on 3 over 2,048 keys in bfloat16 on two cores.
+Packed as the rows of one small matrix, the queries of a group read their keys once.
 """
 
 from __future__ import annotations
