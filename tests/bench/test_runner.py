@@ -103,7 +103,7 @@ def test_64_mebibytes_are_read_within_five_percent(known: api.Run) -> None:
         assert planted == pytest.approx(64 << 20, rel=0.05), name
 
 
-def test_bursts_are_mirrored_and_have_prompts_of_their_own(known: api.Run) -> None:
+def test_bursts_have_prompts_of_their_own(known: api.Run) -> None:
     bursts = [part["bursts"] for part in record(known, "still")["rounds"]]
     used = [[burst["index"] for burst in round_ if burst["used"]] for round_ in bursts]
     assert used == [[0, 1]]
