@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import embedded, experiment, manifest, models, plan, store, yaml_file
+from bench import embedded, experiment, kept, manifest, models, outcome, plan, record, store, yaml_file
+from bench.anonymous import anonymous
 from bench.errors import ModelError, UsageError
 from bench.lock import machine_lock
 from bench.report import files, table
@@ -30,9 +31,9 @@ class Run:
     def records(self) -> list[dict[str, Any]]:
         return list(self.store.records([]))
 
-    def rows(self) -> dict[str, list[table.Row]]:
+    def rows(self) -> dict[str, list[outcome.Row]]:
         """Comparison -> rows with estimates."""
-        return table.rows(self.records())
+        return outcome.rows(self.records())
 
     def table(self) -> list[dict[str, Any]]:
         """One mapping per cell and metric: what a DataFrame takes."""
@@ -91,31 +92,41 @@ def run(
         if models.kind_of(name) == "hub" and not models.at_hand(name):
             raise ModelError(f"model {name!r} is not in the local cache, and the hub does not answer for it")
     out = out or store.results_folder()
-    if checked.settings.quick:
-        out = out / "quick"  # never beside what can be published
-    facts = manifest.collect(device, dtype)
+    facts = anonymous(manifest.collect(device, dtype, argv))
     with machine_lock(f"experiment {checked.settings.name}", lock), _terminable():
-        folder = _resumed(out, checked, facts) if resume else _new(out, checked, facts, argv)
+        folder = _resumed(out, checked, facts) if resume else _new(out, checked, facts)
         say({"event": "start", "folder": str(folder.folder), "seconds": plan.total(checked, device, dtype)})
         try:
             Runner(checked, folder, facts, say, plugins).go()
+            folder.write_manifest({**folder.manifest, "ended": _now()})
         finally:
             files.write(folder)
-        folder.write_manifest({**folder.manifest, "ended": _now()})
+            folder = folder.move(_place(out, checked, facts, folder.records([])))
+            say({"event": "end", "folder": str(folder.folder)})
     return Run(folder)
 
 
-def _new(out: Path, checked: experiment.Experiment, facts: dict[str, Any], argv: tuple[str, ...]) -> store.Run:
-    folder = store.Run.create(out, checked.settings.name, facts["device"]["name"], facts["code"]["commit"])
+def _place(
+    out: Path, checked: experiment.Experiment, facts: dict[str, Any], records: Iterable[dict[str, Any]] = ()
+) -> Path:
+    """Where a run belongs by what is known of it at the start, and by its records."""
+    stamps = {stamp for one in records for stamp in one["stamps"]}
+    return store.place(out, checked.settings.name, stamps.union(record.stamps(checked.settings, [], facts)))
+
+
+def _new(out: Path, checked: experiment.Experiment, facts: dict[str, Any]) -> store.Run:
+    folder = store.Run.create(_place(out, checked, facts), facts["device"]["name"], facts["code"]["commit"])
     folder.write_manifest(
         {
             "experiment": checked.settings.name,
             "started": _now(),
             "ended": None,
-            "argv": list(argv),
+            "argv": facts["argv"],
             "config": dict(checked.raw),
             "config_sha256": checked.hash,
             "environment": facts,
+            "calibration": kept.known("calibration", facts),
+            "determinism": kept.known("determinism", facts),
             "cells": [cell.id for cell in checked.cells()],
         }
     )
@@ -123,22 +134,16 @@ def _new(out: Path, checked: experiment.Experiment, facts: dict[str, Any], argv:
 
 
 def _resumed(out: Path, checked: experiment.Experiment, facts: dict[str, Any]) -> store.Run:
-    folder = store.newest(out, checked.settings.name)
-    before = folder.manifest
-    if before["config_sha256"] != checked.hash:
-        raise UsageError(f"{folder.folder} was run with another config; start a new run without --resume")
-    changing = ("gpu.sm_clock", "gpu.memory_clock", "gpu.processes")
-    changed = [
-        where for where, _, _ in manifest.differences(before["environment"], facts) if not where.startswith(changing)
-    ]
+    folder = store.newest(out, checked.settings.name, checked.hash)
+    changed = manifest.lasting_differences(folder.manifest["environment"], facts)
     if changed:
         raise UsageError(
             f"{folder.folder} was run in another environment ({', '.join(changed[:4])}); start a new run "
             f"without --resume"
         )
-    for record in folder.records([]):
-        if record["status"] not in {"ok", "unsupported"}:
-            folder.forget(record["cell"])
+    for one in folder.records([]):
+        if one["status"] not in {"ok", "unsupported"}:
+            folder.forget(one["cell"])
     return folder
 
 

@@ -5,9 +5,10 @@ Exit codes: 0 all well, 1 a regression or a failed gate, 2 wrong usage, 3 some c
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -16,7 +17,7 @@ from bench.errors import BenchError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bench.report.table import Row
+    from bench.outcome import Row
 
 app = typer.Typer(
     name="bench",
@@ -30,6 +31,7 @@ app = typer.Typer(
 Wanted = Annotated[list[str] | None, typer.Argument(help="Configs, families or techniques; nothing: the suite.")]
 Model = Annotated[str | None, typer.Option("--model", help="smollm2-135m, tiny:*, synthetic:*, hub id or folder.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
+Form = Literal["table", "md", "json", "csv"]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; a list of values spans an axis.")]
 
 
@@ -77,10 +79,9 @@ def run(
     def say(event: dict[str, Any]) -> None:
         progress(event)
         if event["event"] == "comparison" and not as_json:
-            from bench import store
-            from bench.report import table
+            from bench import outcome, store
 
-            shown = table.rows(store.Run(Path(progress.folder)).records([]))
+            shown = outcome.rows(store.Run(Path(progress.folder)).records([]))
             terminal.draw_one(event["comparison"], shown[event["comparison"]], console)
 
     try:
@@ -125,29 +126,87 @@ def validate(configs: list[str]) -> None:
 
 
 @app.command()
-def doctor(device: Device = None) -> None:
-    """What this machine is, and what on it would spoil a measurement."""
+def doctor(
+    wanted: Annotated[list[str] | None, typer.Argument(help="For --determinism: what to run twice [smoke].")] = None,
+    determinism: Annotated[
+        bool, typer.Option("--determinism", help="Score every arm twice with one seed; say what differs and why.")
+    ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Plant known faults and see whether they are found: about 12 minutes.")
+    ] = False,
+    model: Model = None,
+    settings: Sets = None,
+    device: Device = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per finding or event.")] = False,
+) -> None:
+    """What this machine is, and what on it would spoil a measurement or its repetition."""
     from bench import doctor as examination
 
+    if determinism:
+        raise typer.Exit(_determinism(wanted or ["smoke"], model, settings or [], device, as_json))
+    if wanted or model or settings:
+        raise UsageError("doctor examines the machine; configs, --model and --set go with --determinism")
+    if calibrate:
+        raise typer.Exit(_calibrate(device, as_json))
     console = _console()
     for finding in examination.examine(device or "auto"):
+        if as_json:
+            print(json.dumps({"event": "finding", **finding._asdict()}), flush=True)
+            continue
         mark = "!" if finding.remedy else " "
         console.print(f"{mark} {finding.name:9} {finding.text}", highlight=False, markup=False)
         if finding.remedy:
             console.print(f"            -> {finding.remedy}", style="yellow", highlight=False, markup=False)
 
 
+def _determinism(wanted: list[str], model: str | None, settings: list[str], device: str | None, as_json: bool) -> int:
+    from bench import api, determinism, manifest, suites
+    from bench.report import determinism as shown
+
+    raw, origin = suites.find(wanted, device or "auto")
+    if model is not None:
+        raw = suites.retarget(raw, model)
+    checked, kind, dtype = api.prepare(suites.override(raw, settings), origin, device=device)
+    console = _console()
+    report = determinism.Examination(
+        checked, manifest.collect(kind, dtype), lambda event: shown.tell(event, console, as_json)
+    ).go()
+    determinism.keep(report)
+    if as_json:
+        print(json.dumps({"event": "report", **report}), flush=True)
+    else:
+        shown.draw(report, console)
+    return determinism.exit_code(report)
+
+
+def _calibrate(device: str | None, as_json: bool) -> int:
+    from bench import calibration, kept, manifest
+    from bench.report import calibration as shown
+    from bench.report import terminal
+
+    console = _console()
+    kind = manifest.resolve_device(device or "auto")
+    facts = manifest.collect(kind, manifest.resolve_dtype("auto", kind))
+    report = calibration.calibrate(facts, terminal.Progress(console, as_json), device=kind)
+    kept.keep(calibration.KIND, report)
+    if as_json:
+        print(json.dumps({"event": "report", **report}), flush=True)
+    else:
+        shown.draw(report, console)
+    return calibration.exit_code(report)
+
+
 @app.command()
 def report(runs: list[Path]) -> None:
     """Draw tables and report.md of runs again, from their records."""
-    from bench import store
-    from bench.report import files, table, terminal
+    from bench import outcome, store
+    from bench.report import files, terminal
 
     console = _console()
     for folder in runs:
         opened = store.Run.open(folder)
         damaged = files.write(opened)
-        terminal.draw(table.rows(opened.records(damaged=[])), console)
+        terminal.draw(outcome.rows(opened.records(damaged=[])), console)
         for line in damaged:
             console.print(f"left out: {line}", style="red", markup=False)
 
@@ -157,17 +216,81 @@ def compare(
     run_a: Path,
     run_b: Path,
     force: Annotated[bool, typer.Option("--force", help="Compare although model, data or device differ.")] = False,
+    fail_on: Annotated[
+        str | None, typer.Option("--fail-on", help="Limits, as 'throughput<-5%,nll>+0.01': exit 1 beyond them.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="With --fail-on: also where the data cannot tell.")] = False,
+    form: Annotated[Form, typer.Option("--format", help="csv and json hold every metric.")] = "table",
 ) -> None:
-    """The second run against the first, arm by arm, on the primary metrics."""
-    from bench import store
-    from bench.report import compare as comparing
-    from bench.report import terminal
+    """The second run against the first, arm by arm, on the primary metrics.
 
-    found, differing = comparing.changes(store.Run.open(run_a), store.Run.open(run_b), force)
-    console = _console()
-    for line in differing:
-        console.print(f"warning: {line}", style="yellow", markup=False)
-    terminal.draw_changes(found, console)
+    A limit of --fail-on is METRIC, < or >, a sign and a number: with % a share of the first run's figure, else in the
+    metric's unit. It fails where the whole interval of the change lies beyond it. An arm that became invalid fails
+    too; one that did not finish gives exit 3.
+    """
+    from bench import comparison, limits, store
+    from bench.report import compare as shown
+
+    if strict and fail_on is None:
+        raise UsageError("--strict goes with --fail-on")
+    asked = () if fail_on is None else limits.parse(fail_on)
+    found = comparison.contrast(store.Run.open(run_a), store.Run.open(run_b), force)
+    checks = limits.examine(asked, found)
+    code = limits.exit_code(checks, found, strict) if asked else 0
+    if form == "table":
+        shown.draw(found, checks, _console())
+    else:
+        print({"md": shown.as_markdown, "csv": shown.as_csv, "json": shown.as_json}[form](found, checks), end="")
+    raise typer.Exit(code)
+
+
+@app.command()
+def reproduce(
+    run: Path,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Your copy of a data file that the run read; once per file.")
+    ] = None,
+    model: Annotated[
+        list[str] | None, typer.Option(help="Your copy of a folder that held a model; once per folder.")
+    ] = None,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="Where results go [results/].")] = None,
+    max_time: Annotated[str | None, typer.Option(help="Limit of the whole run: 90s, 20m, 2h.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    against: Annotated[Path | None, typer.Option(help="Run nothing: a repetition that is there already.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per event.")] = False,
+) -> None:
+    """Make a run again from its folder, and say which of its verdicts held.
+
+    Exit 0: none was contradicted; 1: one flipped or its intervals lie apart; 3: some cells did not finish.
+    """
+    from bench import api, plan, rerun, store
+    from bench import reproduce as again
+    from bench.report import cards, terminal
+    from bench.report import reproduce as shown
+
+    first = store.Run.open(run)
+    if against is not None:
+        if data or model or device or out or max_time or dry_run:
+            raise UsageError("--against runs nothing: of the other options only --json goes with it")
+        second = store.Run.open(against)
+    else:
+        raw = rerun.settings(first, data or [], model or [], device, max_time)
+        if dry_run:
+            cards.plan(plan.stages(*api.prepare(raw, str(run))), _console())
+            return
+        progress = terminal.Progress(_console(), as_json)
+        try:
+            second = api.run(raw, out, say=progress, argv=tuple(sys.argv[1:]), origin=str(run)).store
+        except KeyboardInterrupt:
+            print(f"interrupted: bench reproduce {run} --against {progress.folder} says what held", file=sys.stderr)
+            raise typer.Exit(130) from None
+    found = again.against(first, second)
+    if as_json:
+        print(json.dumps(shown.as_event(found)), flush=True)
+    else:
+        shown.draw(found, _console())
+    raise typer.Exit(found.exit_code)
 
 
 def _console() -> Console:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from bench import embedded, lock, manifest, registry, store
+from bench import determinism, embedded, lock, manifest, registry, store
 from bench.probes import load
 from bench.process import available_memory
 
@@ -48,6 +49,7 @@ def examine(device: str = "auto") -> Iterator[Finding]:
     )
     there = (embedded.folder() / "model.safetensors").exists()
     yield Finding("model", f"{embedded.NAME} {'in' if there else 'not yet in'} {embedded.cache()}")
+    yield same_seed(facts)
     yield _writable()
     yield _lock()
     registry.load_plugins()
@@ -70,6 +72,16 @@ def _load() -> Finding:
         return Finding("load", str(around["reason"]))
     text = f"{around['others']:.2f} cores used by others, {around['stolen']:.2f} stolen, over one second"
     return Finding("load", text, "end what else runs: bursts will be repeated" if around["disturbed"] else "")
+
+
+def same_seed(facts: dict[str, Any]) -> Finding:
+    """What the newest determinism report of this device and these versions says."""
+    report = determinism.known(facts)
+    if report is None:
+        return Finding("same seed", "not examined on this device with these versions (bench doctor --determinism)")
+    counts = Counter(row["answer"] for row in report["rows"] if row["arm"] is not None)
+    text = ", ".join(f"{counts[answer]} {answer}" for answer in determinism.ANSWERS if counts[answer])
+    return Finding("same seed", f"arms of {report['experiment']} run twice: {text} ({report['made']})")
 
 
 def _wait(seconds: float) -> None:

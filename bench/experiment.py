@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from bench import models, registry
 from bench.errors import ConfigError, Problem, UsageError
+from bench.stats import LOOKED_AT
 from bench.technique import Technique
 from bench.workload import Workload, content_hash
 
@@ -53,6 +54,8 @@ class Settings(BaseModel):
     """Of weights and computation; auto: bfloat16 where the device computes in it, else float32."""
     replicates: int = Field(default=5, ge=1, le=100)
     """Processes per arm that time it; a verdict needs 5, a publishable one 10."""
+    extend: bool = False
+    """Go on to 10 and 20 replicates while a verdict on time or memory is open; intervals are 98 % ones then."""
     bursts: int = Field(default=2, ge=1, le=100)
     """Timed bursts per process, in turn with the other arms'."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -67,6 +70,16 @@ class Settings(BaseModel):
     """Smallest sizes, one replicate, inline: shows that it runs, stamped so."""
     profile: bool = False
     """Also time the phases inside a step."""
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """Replicates after which the run looks whether all is settled."""
+        return LOOKED_AT if self.extend else ()
+
+    @property
+    def rounds(self) -> int:
+        """Replicates at most."""
+        return max(self.looks, default=self.replicates)
 
     @field_validator("max_time", "cell_timeout", mode="before")
     @classmethod
@@ -176,7 +189,7 @@ def check(data: Mapping[str, Any], origin: str) -> Experiment:
     if problems or settings is None:
         raise ConfigError(origin, problems)
     if settings.quick:
-        settings = settings.model_copy(update={"replicates": 1, "bursts": 1, "inline": True})
+        settings = settings.model_copy(update={"replicates": 1, "extend": False, "bursts": 1, "inline": True})
         comparisons = [replace(one, workload=one.workload.quick()) for one in comparisons]
     targeted = (replace(one, model=one.model or settings.model) for one in comparisons)
     return Experiment(settings, tuple(_with_ids(targeted)), dict(data))

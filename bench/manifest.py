@@ -5,47 +5,66 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import bench
+from bench import machine
 from bench.errors import UsageError
 
 ROOT = Path(bench.__file__).resolve().parent.parent
 CODE = ("bench", "techniques", "benchmarks", "configs", "pyproject.toml", "constraints.txt")
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "numpy", "tokenizers")
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "neon", "sve", "bf16")
+PACKAGES = (
+    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "numpy", "tokenizers"),
+    *("gguf", "scipy", "triton", "trl"),
+)
+VARIABLES = (
+    *("OMP_NUM_THREADS", "OMP_DYNAMIC", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE", "OMP_WAIT_POLICY"),
+    *("GOMP_CPU_AFFINITY", "GOMP_SPINCOUNT", "KMP_AFFINITY", "KMP_BLOCKTIME", "KMP_HW_SUBSET"),
+    *("MKL_NUM_THREADS", "MKL_DYNAMIC", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY"),
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "OPENBLAS_NUM_THREADS"),
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING"),
+    *("MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_CONF"),
+    *("GLIBC_TUNABLES", "PYTHONMALLOC", "THP_MEM_ALLOC_ENABLE"),
+    *("CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "CUDA_DEVICE_MAX_CONNECTIONS", "CUBLAS_WORKSPACE_CONFIG"),
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCHDYNAMO_DISABLE", "TORCH_COMPILE_DISABLE"),
+)
+"""Environment variables that change timings or memory: these are kept where they are set, no others."""
+CHANGING = (
+    *("argv", "cpu.clocks.frequency_mhz"),
+    *("gpu.sm_clock_mhz", "gpu.memory_clock_mhz", "gpu.processes", "gpu.reasons"),
+)
+"""What may differ between two moments of one environment."""
 
 
-def collect(device: str, dtype: str) -> dict[str, Any]:
-    """The environment of a run, for its manifest and for every record."""
+def collect(device: str, dtype: str, argv: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The environment of a run, for its manifest and for every record.
+
+    Args:
+        argv: the command line of the run.
+    """
     import torch
 
     facts: dict[str, Any] = {
         "device": {"kind": device, "name": device_name(device), "dtype": dtype},
         "cpu": {
-            "name": cpu_name(),
-            "cores": os.cpu_count(),
-            "affinity": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+            **machine.cpu_facts(),
             "threads": torch.get_num_threads(),
-            "flags": sorted(cpu_flags() & set(CPU_FLAGS)),
-            "memory": _total_memory(),
+            "interop_threads": torch.get_num_interop_threads(),
         },
         "versions": {"python": platform.python_version(), "bench": bench.__version__, **_versions()},
         "code": commit(),
-        "torch": {
-            "matmul_precision": torch.get_float32_matmul_precision(),
-            "cuda": torch.version.cuda,
-            "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF"),
-        },
+        "torch": torch_facts(),
+        "variables": variables(),
         "hub_kernels": False,
         "system": platform.system(),
+        "kernel": platform.release(),
+        "argv": list(argv),
     }
     if device == "cuda":
-        facts["gpu"] = gpu_facts()
+        facts["gpu"] = machine.gpu_facts()
     return facts
 
 
@@ -72,23 +91,7 @@ def resolve_dtype(wanted: str, device: str) -> str:
         return wanted
     if device == "cuda":
         return "bfloat16"
-    return "bfloat16" if cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
-
-
-def cpu_flags() -> set[str]:
-    for line in _cpuinfo():
-        key, _, value = line.partition(":")
-        if key.strip() in {"flags", "Features"}:
-            return set(value.split())
-    return set()
-
-
-def cpu_name() -> str:
-    for line in _cpuinfo():
-        key, _, value = line.partition(":")
-        if key.strip() == "model name":
-            return " ".join(value.split())
-    return platform.processor() or platform.machine()
+    return "bfloat16" if machine.cpu_flags() & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
 def device_name(device: str) -> str:
@@ -97,31 +100,43 @@ def device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    return f"{cpu_name()}, {os.cpu_count()} cores"
+    return f"{machine.cpu_name()}, {os.cpu_count()} cores"
 
 
-def gpu_facts() -> dict[str, Any]:
-    """Driver, clocks, power limit and what else runs on the GPU; unknown ones are None."""
-    import pynvml
+def torch_facts() -> dict[str, Any]:
+    """How torch was built and set: libraries, precision, which attention kernels it may choose from."""
     import torch
+    from torch import backends
 
-    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
-    facts: dict[str, Any] = {
-        "name": properties.name,
-        "memory": properties.total_memory,
-        "capability": f"{properties.major}.{properties.minor}",
-    }
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{properties.uuid}")
-        facts["driver"] = pynvml.nvmlSystemGetDriverVersion()
-        facts["power_limit_w"] = pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000
-        facts["sm_clock_mhz"] = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)
-        facts["memory_clock_mhz"] = pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM)
-        facts["processes"] = len(pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
-    except pynvml.NVMLError as error:
-        facts["reason"] = f"NVML: {error}"
-    return facts
+    no_cuda = "torch is built without CUDA"
+    return machine.ask(
+        {
+            "cuda": (lambda: torch.version.cuda, no_cuda),
+            "cudnn": (backends.cudnn.version, no_cuda),
+            "cudnn_benchmark": (lambda: backends.cudnn.benchmark, ""),
+            "matmul_precision": (torch.get_float32_matmul_precision, ""),
+            "matmul_tf32": (lambda: backends.cuda.matmul.allow_tf32, ""),
+            "cudnn_tf32": (lambda: backends.cudnn.allow_tf32, ""),
+            "bf16_reduction": (lambda: bool(backends.cuda.matmul.allow_bf16_reduced_precision_reduction), ""),
+            "deterministic": (torch.are_deterministic_algorithms_enabled, ""),
+            "allocator": (_cuda_allocator, "no CUDA device: memory comes from the C library"),
+            "attention_kernels": (_attention_kernels, ""),
+            "cpu_capability": (backends.cpu.get_cpu_capability, ""),
+            "onednn": (lambda: backends.mkldnn.is_available() and backends.mkldnn.enabled, ""),
+            "mkl": (backends.mkl.is_available, ""),
+            "openmp": (backends.openmp.is_available, ""),
+        },
+        RuntimeError,  # the old and the new way to allow TF32 were mixed: torch answers neither
+    )
+
+
+def variables() -> dict[str, str]:
+    """Those of `VARIABLES` that are set, and which libraries are preloaded, without their folders."""
+    found = {name: os.environ[name] for name in VARIABLES if name in os.environ}
+    preloaded = os.environ.get("LD_PRELOAD", "").replace(":", " ").split()
+    if preloaded:
+        found["LD_PRELOAD"] = " ".join(Path(library).name for library in preloaded)
+    return found
 
 
 def commit() -> dict[str, Any]:
@@ -136,7 +151,8 @@ def commit() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     status = git("status", "--porcelain", "--", *CODE)
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    found = {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    return found if None not in found.values() else {**found, "reason": "git knows no commit of this checkout"}
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> list[tuple[str, Any, Any]]:
@@ -151,7 +167,13 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], path: str = "") -> l
     return found
 
 
+def lasting_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """The fields in which two environments differ, but for what changes by itself."""
+    return [where for where, _, _ in differences(a, b) if not where.startswith(CHANGING)]
+
+
 def _versions() -> dict[str, str | None]:
+    """None: not installed."""
     found: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -161,13 +183,19 @@ def _versions() -> dict[str, str | None]:
     return found
 
 
-def _cpuinfo() -> list[str]:
-    if sys.platform != "linux":
-        return []
-    return Path("/proc/cpuinfo").read_text().splitlines()
+def _cuda_allocator() -> str | None:
+    import torch
+
+    return torch.cuda.get_allocator_backend() if torch.cuda.is_available() else None
 
 
-def _total_memory() -> int:
-    import psutil
+def _attention_kernels() -> list[str]:
+    from torch.backends import cuda
 
-    return int(psutil.virtual_memory().total)
+    allowed = {
+        "flash": cuda.flash_sdp_enabled(),
+        "efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+        "math": cuda.math_sdp_enabled(),
+    }
+    return [name for name, is_allowed in allowed.items() if is_allowed]

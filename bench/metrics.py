@@ -25,6 +25,8 @@ class Metric:
     """Compared as a ratio to the baseline, else as a difference."""
     exact: bool = False
     """The same in every repeat, so judged by the margin alone."""
+    binary: bool = False
+    """An item is right or wrong, 1 or 0."""
 
 
 def _glossary(*metrics: Metric) -> dict[str, Metric]:
@@ -127,6 +129,7 @@ GLOSSARY = _glossary(
         "the rejected one.",
         0.01,
         relative=False,
+        binary=True,
     ),
     Metric(
         "preference_margin",

@@ -71,7 +71,7 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
     for one in experiment.comparisons:
         count = parameters_of(one.model)
         build, burst, scored = one.workload.work()
-        arms, seeds, rounds = len(one.arms), len(settings.seeds), settings.replicates
+        arms, seeds, rounds = len(one.arms), len(settings.seeds), settings.rounds
         # warm-up, bursts and the memory pass
         bursts = burst.times(rounds * arms * (settings.bursts + 2 + settings.profile))
 

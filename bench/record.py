@@ -32,8 +32,9 @@ def assemble(
         "quality_peak": quality.get("peak"),
         "prepared": quality.get("prepared"),
         "rounds": rounds,
+        "looks": list(settings.looks),
         "rounds_reason": "" if rounds else _why_untimed(cell, settings),
-        "stamps": _stamps(settings, rounds, environment),
+        "stamps": stamps(settings, rounds, environment),
         "environment": environment,
     }
 
@@ -53,6 +54,7 @@ def identity(cell: Cell) -> dict[str, Any]:
             "parameters": technique.model_dump(mode="json"),
             "source": technique.source,
             "peer": technique.peer,
+            "trains": technique.trains,
         },
         "workload": {
             "name": cell.comparison.workload_name,
@@ -69,12 +71,13 @@ def _why_untimed(cell: Cell, settings: Settings) -> str:
     return f"timed under seed {first}" if cell.seed != first else "no round was finished"
 
 
-def _stamps(settings: Settings, rounds: list[dict[str, Any]], environment: dict[str, Any]) -> list[str]:
+def stamps(settings: Settings, rounds: list[dict[str, Any]], environment: dict[str, Any]) -> list[str]:
+    """What stands against publishing: before the first round, what is known of the run."""
     used = [burst for part in rounds for burst in part["bursts"] if burst["used"]]
-    stamps = {
+    found = {
         "quick": settings.quick,
         "inline": settings.inline,
         "dirty": environment["code"]["dirty"] is not False,
         "disturbed": any(burst["load"]["disturbed"] for burst in used),
     }
-    return [name for name, holds in stamps.items() if holds]
+    return [name for name, holds in found.items() if holds]

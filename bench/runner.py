@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from bench import record
+from bench import outcome, record
 from bench.experiment import Arm, Cell, Comparison, Experiment
 from bench.probes import load
 from bench.process import CellFailure, Worker, available_memory
@@ -77,7 +77,9 @@ class Runner:
             if self.run.part(cell.id, "quality") is None and not self._late(cell, inputs):
                 self._quality(cell, inputs)
         timed = [c for c in pending if c.seed == self.settings.seeds[0] and not self.run.has(c.id)]
-        for number in range(self.settings.replicates):
+        for number in range(self.settings.rounds):
+            if number in self.settings.looks and self._settled(comparison, inputs):
+                break
             missing = [c for c in timed if self.run.part(c.id, f"round-{number}") is None]
             if missing and time.monotonic() < self.deadline:
                 # rounds are paired: whoever misses one runs it with all that still run
@@ -293,8 +295,16 @@ class Runner:
         where: str = "",
     ) -> None:
         """Put a cell's parts together and move its record into place."""
-        parts = [self.run.part(cell.id, f"round-{number}") for number in range(self.settings.replicates)]
-        assembled = record.assemble(
+        assembled = self._assembled(cell, inputs)
+        ending: dict[str, Any] = {"status": status, "reason": reason, "where": where}
+        if failure:
+            ending |= {"detail": failure.detail, "curve": failure.curve}
+        self.run.finish(cell.id, {**assembled, **ending, "config_sha256": self.experiment.hash})
+        self.say({"event": "cell", "cell": cell.id, "status": status, "reason": reason})
+
+    def _assembled(self, cell: Cell, inputs: dict[str, Any]) -> dict[str, Any]:
+        parts = [self.run.part(cell.id, f"round-{number}") for number in range(self.settings.rounds)]
+        return record.assemble(
             cell,
             self.settings,
             quality=self.run.part(cell.id, "quality") or {},
@@ -302,11 +312,12 @@ class Runner:
             inputs=inputs,
             environment=self.environment,
         )
-        ending: dict[str, Any] = {"status": status, "reason": reason, "where": where}
-        if failure:
-            ending |= {"detail": failure.detail, "curve": failure.curve}
-        self.run.finish(cell.id, {**assembled, **ending, "config_sha256": self.experiment.hash})
-        self.say({"event": "cell", "cell": cell.id, "status": status, "reason": reason})
+
+    def _settled(self, comparison: Comparison, inputs: dict[str, Any]) -> bool:
+        cells = list(self.experiment.cells(comparison))
+        finished = [one for one in self.run.records([]) if one["comparison"] == comparison.id]
+        going = [{**self._assembled(c, inputs), "status": "ok", "reason": ""} for c in cells if not self.run.has(c.id)]
+        return outcome.settled([*finished, *going])
 
     def _tell(self, stage: str, comparison: Comparison, cell: Cell | None = None, number: int = 0) -> None:
         self.say(
@@ -317,6 +328,6 @@ class Runner:
                 "arm": cell.arm.label if cell else None,
                 "seed": cell.seed if cell else None,
                 "round": number,
-                "rounds": self.settings.replicates,
+                "rounds": self.settings.rounds,
             }
         )

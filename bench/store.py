@@ -1,4 +1,5 @@
-"""The folder of a run: `results/<experiment>/<UTC>_<device>_<commit>/`.
+"""The folder of a run: `results/<experiment>/<UTC>_<device>_<commit>/`, for what can be published and nothing else.
+Other runs lie apart, in `results/{quick,dirty,disturbed}/<experiment>/`.
 
 manifest.json        what ran, on what, with which config
 inputs/<c>.json      what a comparison's arms share
@@ -15,19 +16,34 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.anonymous import anonymous
 from bench.errors import StoreError, UsageError
 from bench.manifest import ROOT
 
 SCHEMA = 1
 STATUSES = ("ok", "oom", "failed", "timeout", "unsupported", "skipped")
+APART = {"quick": "quick", "inline": "quick", "dirty": "dirty", "disturbed": "disturbed"}
+"""Stamp -> the folder under results/ for runs that bear it; the first that holds decides."""
 
 
 def results_folder() -> Path:
     return ROOT / "results"
+
+
+def place(out: Path, experiment: str, stamps: Collection[str]) -> Path:
+    """The folder of an experiment's runs that bear these stamps.
+
+    Raises:
+        UsageError: the experiment is named like a folder of runs that lie apart.
+    """
+    if experiment in APART.values():
+        raise UsageError(f"name: {experiment!r} is where results that cannot be published go; name it otherwise")
+    apart = [folder for stamp, folder in APART.items() if stamp in stamps]
+    return out.joinpath(*apart[:1], experiment)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -73,15 +89,15 @@ class Run:
         self.folder = folder
 
     @classmethod
-    def create(cls, out: Path, experiment: str, device: str, commit: str | None) -> Run:
-        """A new folder, named by time, device and commit.
+    def create(cls, place: Path, device: str, commit: str | None) -> Run:
+        """A new folder in `place`, named by time, device and commit.
 
         Raises:
             StoreError: it cannot be made.
         """
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:40].strip("-")
-        folder = out / experiment / f"{stamp}_{name}_{(commit or 'nocommit')[:8]}"
+        folder = place / f"{stamp}_{name}_{(commit or 'nocommit')[:8]}"
         try:
             folder.mkdir(parents=True)
         except OSError as error:
@@ -105,7 +121,23 @@ class Run:
         return manifest
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
-        write_json(self.folder / "manifest.json", {"schema": SCHEMA, **manifest})
+        write_json(self.folder / "manifest.json", {"schema": SCHEMA, **anonymous(manifest)})
+
+    def move(self, place: Path) -> Run:
+        """The run in `place`, all of it or, on an error, none.
+
+        Raises:
+            StoreError: it cannot be moved there; it stays where it is.
+        """
+        if self.folder.parent == place:
+            return self
+        target = place / self.folder.name
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            os.rename(self.folder, target)
+        except OSError as error:
+            raise StoreError(f"cannot move {self.folder} to {target}: {error.strerror}; move it by hand") from error
+        return Run(target)
 
     def inputs(self, comparison: str) -> dict[str, Any] | None:
         path = self.folder / "inputs" / f"{comparison}.json"
@@ -125,7 +157,7 @@ class Run:
     def finish(self, cell: str, record: dict[str, Any]) -> None:
         """Move a cell's record into place and drop its parts."""
         assert record["status"] in STATUSES
-        write_json(self.folder / "cells" / f"{cell}.json", {"schema": SCHEMA, **record})
+        write_json(self.folder / "cells" / f"{cell}.json", {"schema": SCHEMA, **anonymous(record)})
         shutil.rmtree(self.folder / "parts" / cell, ignore_errors=True)
         parts = self.folder / "parts"
         if parts.is_dir() and not any(parts.iterdir()):
@@ -157,13 +189,18 @@ class Run:
                 yield record
 
 
-def newest(out: Path, experiment: str) -> Run:
-    """The latest run of an experiment.
+def newest(out: Path, experiment: str, config_sha256: str) -> Run:
+    """The latest run of a config, in whichever folder it lies.
 
     Raises:
         UsageError: there is none.
     """
-    folders = sorted(f.parent for f in (out / experiment).glob("*/manifest.json"))
-    if not folders:
-        raise UsageError(f"no run of {experiment!r} under {out}; start one without --resume")
-    return Run(folders[-1])
+    places = {place(out, experiment, [stamp]) for stamp in ("", *APART)}
+    runs = [Run(path.parent) for each in places for path in each.glob("*/manifest.json")]
+    runs.sort(key=lambda run: run.folder.name, reverse=True)
+    for run in runs:
+        if run.manifest["config_sha256"] == config_sha256:
+            return run
+    if runs:
+        raise UsageError(f"{runs[0].folder} was run with another config; start a new run without --resume")
+    raise UsageError(f"no run of {experiment!r} under {out}; start one without --resume")

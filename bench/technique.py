@@ -108,6 +108,8 @@ class Technique(BaseModel, ABC):
     """The one metric per axis that is judged, set by the family's class."""
     source: ClassVar[str] = ""
     """The paper, with the section or algorithm that is implemented."""
+    trains: ClassVar[bool] = False
+    """Whether quality is that of a training run: with enough seeds they are its units, else it is of these models."""
     baseline: ClassVar[bool] = False
     """Whether other techniques of the family are compared with this one."""
     peer: ClassVar[bool] = False

@@ -7,13 +7,16 @@ settle it. A metric declared exact is judged by its margin alone.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 
 from bench import stats
 from bench.metrics import Metric
+from bench.stats import K
 
 MOST_UNITS = 1000
 """Beyond it a difference is not worth looking for."""
@@ -34,35 +37,44 @@ class Judgement:
     reason: str
 
 
-def judge_all(metric: Metric, estimates: Mapping[str, stats.Estimate]) -> dict[str, Judgement]:
+def judge_all(metric: Metric, estimates: Mapping[K, stats.Estimate]) -> dict[K, Judgement]:
     """Judge all arms of a report on one metric; an arm without a change has no judgement.
 
     Args:
         estimates: name of the arm -> its estimate.
     """
     compared = {name: e for name, e in estimates.items() if e.change is not None}
-    tested = {
-        name: e.p for name, e in compared.items() if not metric.exact and e.p is not None and e.units >= stats.FEWEST
-    }
-    different = stats.holm(tested)
+    tested = {name: e.p for name, e in compared.items() if e.p is not None and not e.refusal and not _exact(metric, e)}
+    alpha = min((1 - compared[name].confidence for name in tested), default=0.0)
+    different = stats.holm(tested, alpha)
     return {name: _judge(metric, estimate, name in different) for name, estimate in compared.items()}
 
 
 def _judge(metric: Metric, estimate: stats.Estimate, different: bool) -> Judgement:
     assert estimate.change is not None
-    if metric.exact:
+    if _exact(metric, estimate):
         verdict = Verdict.SAME if _within(metric, estimate.change) else _direction(metric, estimate.change)
         return Judgement(verdict, "exact")
-    if estimate.units < stats.FEWEST or estimate.low is None or estimate.high is None:
-        return Judgement(Verdict.INCONCLUSIVE, f"{estimate.units} {_units(metric)}, at least {stats.FEWEST} are needed")
+    if estimate.refusal:
+        return Judgement(Verdict.INCONCLUSIVE, estimate.refusal)
+    if estimate.low is None or estimate.high is None:
+        return Judgement(Verdict.INCONCLUSIVE, estimate.reason)
     if metric.axis == "latency" and estimate.spread == 0:
         return Judgement(Verdict.INCONCLUSIVE, "all times alike to the last digit: the clock is suspicious")
     if _within(metric, estimate.low) and _within(metric, estimate.high):
-        return Judgement(Verdict.SAME, f"within {_margin(metric)}")
+        alike = estimate.unit == "items" and estimate.spread == 0 and not estimate.change and estimate.differing is None
+        return Judgement(Verdict.SAME, f"alike on all {_units(estimate)}" if alike else f"within {_margin(metric)}")
+    if different and estimate.differing is not None and estimate.differing < stats.FEWEST_DIFFERING:
+        return Judgement(Verdict.INCONCLUSIVE, f"only {estimate.differing} of {_units(estimate)} differ")
     if different:
         nearest = min((estimate.low, estimate.high), key=lambda bound: abs(_distance(metric, bound)))
         return Judgement(_direction(metric, estimate.change), f"at least {_form(metric, nearest)}")
     return Judgement(Verdict.INCONCLUSIVE, _needed(metric, estimate))
+
+
+def _exact(metric: Metric, estimate: stats.Estimate) -> bool:
+    """Whether the metric is declared the same in every repeat, and was."""
+    return metric.exact and not estimate.spread
 
 
 def _distance(metric: Metric, change: float) -> float:
@@ -91,17 +103,32 @@ def _margin(metric: Metric) -> str:
     return f"{metric.margin:.0%}" if metric.relative else f"{metric.margin:g} {metric.unit}"
 
 
-def _units(metric: Metric) -> str:
-    return "items" if metric.axis == "quality" else "rounds"
+def _units(estimate: stats.Estimate) -> str:
+    return f"{estimate.units} {estimate.unit}"
 
 
 def _needed(metric: Metric, estimate: stats.Estimate) -> str:
-    """How many units would decide, if mean and spread stay as they are."""
+    """How fine the interval is, and how many units would decide if mean and spread stay as they are."""
+    assert estimate.low is not None
+    assert estimate.high is not None
+    half = (_distance(metric, estimate.high) - _distance(metric, estimate.low)) / 2
+    fine = f"+/-{math.expm1(half):.1%}" if metric.relative else f"+/-{half:.3f}"
+    seen = f"known to {fine} from {_units(estimate)}"
+    if not _would_settle(metric, estimate, MOST_UNITS):
+        return f"{seen}, more than {MOST_UNITS} would be needed"
+    would = partial(_would_settle, metric, estimate)
+    enough = bisect.bisect_left(range(MOST_UNITS), True, estimate.units + 1, key=would)
+    return f"{seen}, about {enough} would settle it"
+
+
+def _would_settle(metric: Metric, estimate: stats.Estimate, units: int) -> bool:
     assert estimate.change is not None
     assert estimate.spread is not None
-    mean = abs(_distance(metric, estimate.change))
-    reach = max(mean, _limit(metric) - mean)
-    for units in range(estimate.units + 1, MOST_UNITS + 1):
-        if stats.half_width(estimate.spread, units) < reach:
-            return f"about {units} {_units(metric)} would settle it, {estimate.units} were measured"
-    return f"more than {MOST_UNITS} {_units(metric)} would be needed, {estimate.units} were measured"
+    mean = _distance(metric, estimate.change)
+    if estimate.differing is None:
+        half = stats.half_width(estimate.spread, units, estimate.confidence)
+        low, high = mean - half, mean + half
+    else:
+        differing, net = (value * units / estimate.units for value in (estimate.differing, mean * estimate.units))
+        low, high = stats.score_interval((differing + net) / 2, (differing - net) / 2, units, estimate.confidence)
+    return low > 0 or high < 0 or max(-low, high) <= _limit(metric)

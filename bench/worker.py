@@ -74,7 +74,7 @@ class Bench:
 
         from bench import registry
         from bench.models import Source, Sources
-        from bench.probes import memory
+        from bench.probes import resident
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -83,6 +83,10 @@ class Bench:
             __import__(module)
         if setting.get("threads"):
             torch.set_num_threads(setting["threads"])
+        if setting.get("deterministic"):
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            # kernels are to change, nothing else
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.device: str = setting["device"]
         options = {"device": self.device, "dtype": setting["dtype"]}
         others = {role: Source(name, role, **options) for role, name in setting["others"].items()}
@@ -95,7 +99,7 @@ class Bench:
         # what the modelling code brings along is no technique's doing
         from transformers import AutoModelForCausalLM, modeling_utils  # noqa: F401
 
-        self.runtime = memory.process_status().get("now", 0)
+        self.before = resident.process_status()
 
     def do(self, message: dict[str, Any]) -> Any:
         return getattr(self, f"do_{message.pop('do')}")(**message)
@@ -117,9 +121,12 @@ class Bench:
         return {"built": self.built, "sha256": content_hash(self.built), "model": self._model_facts()}
 
     def do_prepare(self, arm: str, technique: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        import gc
+
         import torch
 
         from bench import registry
+        from bench.probes import resident
         from bench.probes.memory import bytes_held
 
         torch.manual_seed(self.seed)
@@ -128,9 +135,12 @@ class Bench:
         self.techniques[arm] = cls(**parameters)
         self.prepared[arm] = self.techniques[arm].prepare(self.sources)
         prepared = self.prepared[arm]
+        seconds = time.perf_counter() - start
+        gc.collect()
+        resident.give_back()
         config = getattr(prepared.model, "config", None)
         return {
-            "seconds": time.perf_counter() - start,
+            "seconds": seconds,
             "threads": torch.get_num_threads(),
             "attention": getattr(config, "_attn_implementation", None),
             "held": bytes_held(prepared.holdings()),
@@ -160,9 +170,8 @@ class Bench:
         from bench.probes.memory import MemoryProbe
 
         job = self.workload.burst(self.built, index, self.seed, self.device)
-        probe = MemoryProbe(self.prepared[arm], self.device, self.runtime)
-        for _ in self._steps(arm, replace(job, phase=probe.phase)):
-            probe.look()
+        probe = MemoryProbe(self.prepared[arm], self.device, self.before)
+        probe.follow(self._steps(arm, replace(job, phase=probe.phase)))
         return probe.read()
 
     def do_quality(self, arm: str, reference: dict[str, Any] | None) -> dict[str, Any]:
@@ -214,7 +223,7 @@ def serve(commands: IO[str], answers: IO[str]) -> None:
             if bench is None:
                 harden(message.pop("parent"), message.pop("memory_limit", None))
                 bench = Bench(message)
-                answer({"status": "ok", "result": {"runtime": bench.runtime}})
+                answer({"status": "ok", "result": {"runtime": bench.before.get("now", 0)}})
             else:
                 answer({"status": "ok", "result": bench.do(message)})
         except Exception as error:

@@ -199,7 +199,7 @@ class DecodingWorkload(Workload):
 
     new_tokens: int = Field(default=32, ge=2, le=8192)
     """Tokens emitted per prompt, a fixed length [tokens]."""
-    items: int = Field(default=8, ge=1)
+    items: int = Field(default=12, ge=1)
     """Prompts that are scored."""
     timed_prompts: int = Field(default=48, ge=2)
     """Distinct prompts for the timed bursts."""

@@ -156,7 +156,7 @@ class KVCacheWorkload(Workload):
     """Tokens read before the first is emitted [tokens]."""
     new_tokens: int = Field(default=32, ge=2, le=65536)
     """Tokens emitted, and tokens scored, behind each context [tokens]."""
-    items: int = Field(default=6, ge=1)
+    items: int = Field(default=12, ge=1)
     """Contexts that are scored."""
     timed_contexts: int = Field(default=24, ge=1)
     """Distinct contexts for the timed bursts."""

@@ -73,6 +73,7 @@ class TrainedPrepared(Prepared):
 class Training(Technique):
     """Base of the two families that train."""
 
+    trains: ClassVar[bool] = True
     train_mode: ClassVar[bool]
     """Whether modules are in training mode within a step: dropout and checkpointing act."""
 

@@ -1,102 +1,15 @@
-"""Rows of arms x (quality, latency, memory) with the change against the baseline: what every output shows."""
+"""Figures and tables as text: what every output shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench import stats
 from bench.metrics import GLOSSARY, Metric
-from bench.technique import Axis
-from bench.verdict import Judgement, judge_all
-
-AXES: tuple[Axis, ...] = ("quality", "latency", "memory")
-Record = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One cell as a line of a table."""
-
-    record: Record
-    estimates: Mapping[str, stats.Estimate]
-    """Metric -> estimate, for all that the record holds."""
-    judgements: Mapping[str, Judgement] = field(default_factory=dict)
-    """Primary metric -> verdict, where there is something to judge."""
-
-    @property
-    def is_baseline(self) -> bool:
-        return bool(self.record["arm"] == self.record["baseline"])
-
-    @property
-    def status(self) -> str:
-        """The cell's status; `invalid` where a gate failed, `ungated` where none ran."""
-        if self.record["status"] != "ok":
-            return str(self.record["status"])
-        gates = (self.record["quality"] or {}).get("gates") or []
-        if not gates:
-            return "ungated"
-        return "ok" if all(gate["passed"] for gate in gates) else "invalid"
-
-    @property
-    def reason(self) -> str:
-        if self.status == "invalid":
-            failed = [gate for gate in self.record["quality"]["gates"] if not gate["passed"]]
-            return "; ".join(f"gate {gate['name']}: {gate['detail']}" for gate in failed)
-        return str(self.record["reason"])
-
-    def shown(self, axis: Axis) -> tuple[Metric, stats.Estimate | None, str]:
-        """The axis' primary metric, its estimate, and why there is none."""
-        metric = GLOSSARY[self.record["primary"][axis]]
-        if self.status == "invalid" and axis != "quality":
-            return metric, None, "withheld"
-        if axis == "quality" and (self.record["model"] or {}).get("random"):
-            return metric, None, "not applicable: random weights"
-        estimate = self.estimates.get(metric.name)
-        return metric, estimate, "" if estimate else "not measured"
-
-
-def rows(records: Iterable[Record]) -> dict[str, list[Row]]:
-    """Comparison -> its rows, the baseline of each seed first."""
-    grouped: dict[str, list[Record]] = {}
-    for record in records:
-        grouped.setdefault(record["comparison"], []).append(record)
-    return _judged({comparison: _rows(members) for comparison, members in grouped.items()})
-
-
-def _judged(comparisons: dict[str, list[Row]]) -> dict[str, list[Row]]:
-    """Verdicts on the primary metrics, each metric's arms corrected together; random weights have no quality."""
-    asked: dict[str, dict[str, stats.Estimate]] = {}
-    for rows in comparisons.values():
-        for row in rows:
-            for axis in AXES:
-                metric, estimate, _ = row.shown(axis)
-                if estimate is not None and row.record["status"] == "ok":
-                    asked.setdefault(metric.name, {})[row.record["cell"]] = estimate
-    verdicts = {name: judge_all(GLOSSARY[name], estimates) for name, estimates in asked.items()}
-    return {
-        comparison: [
-            replace(row, judgements={n: v[row.record["cell"]] for n, v in verdicts.items() if row.record["cell"] in v})
-            for row in rows
-        ]
-        for comparison, rows in comparisons.items()
-    }
-
-
-def _rows(records: list[Record]) -> list[Row]:
-    bases = {r["seed"]: stats.units(r) for r in records if r["arm"] == r["baseline"] and r["status"] == "ok"}
-    found = []
-    for record in records:
-        own = stats.units(record)
-        base = None if record["arm"] == record["baseline"] else bases.get(record["seed"], {})
-        estimates = {}
-        for name, values in own.items():
-            estimate = stats.compare(GLOSSARY[name], values, None if base is None else base.get(name, {}))
-            if estimate is not None:
-                estimates[name] = estimate
-        found.append(Row(record, estimates))
-    return found
+from bench.outcome import Row
 
 
 def value(metric: Metric, number: float) -> str:
@@ -127,6 +40,69 @@ def change(metric: Metric, estimate: stats.Estimate) -> str:
     return f"{text} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
 
 
+def hidden(row: Row, metric: Metric) -> str:
+    """Why no output shows a figure that the records hold; empty where it is shown."""
+    if row.withholds(metric):
+        return "withheld"
+    if metric.axis == "quality" and (row.record["model"] or {}).get("random"):
+        return "not applicable: random weights"
+    return ""
+
+
+def headline(manifest: Mapping[str, Any], comparisons: Mapping[str, list[Row]]) -> str:
+    """What ran, on which models of which size, on which device."""
+    models = dict.fromkeys(model(rows) for rows in comparisons.values())
+    return f"{manifest['experiment']}: {' and '.join(models) or 'no record yet'} on {device(manifest)}"
+
+
+def subject(rows: Iterable[Row]) -> str:
+    """Model, its size, and the device that a comparison ran on."""
+    found = list(rows)
+    return f"{model(found)} on {device(found[0].record)}"
+
+
+def device(record: Mapping[str, Any]) -> str:
+    """Name and number format of the device of a record or a manifest."""
+    found = record["environment"]["device"]
+    return f"{found['name']}, {found['dtype']}"
+
+
+def model(rows: Iterable[Row]) -> str:
+    """Name and size of the model that a comparison loaded."""
+    loaded = [row.record["model"] for row in rows if row.record["model"]]
+    return _model(loaded[0]) if loaded else "model not loaded"
+
+
+def _model(model: Mapping[str, Any]) -> str:
+    size = model.get("parameters")
+    text = f"{size / 1e9:.3g}B" if size and size >= 1e9 else f"{size / 1e6:.3g}M" if size else "unknown number of"
+    return f"{model.get('name', 'unknown model')} ({text} parameters)"
+
+
+def about(rows: Iterable[Row]) -> str:
+    """Where the weights come from, and the workload with its parameters."""
+    records = [row.record for row in rows]
+    origin = next((record["model"].get("origin") for record in records if record["model"]), None)
+    parameters = ", ".join(f"{k}={v}" for k, v in records[0]["workload"]["parameters"].items() if v != "")
+    return f"Weights: {origin or 'unknown'}. Workload {records[0]['workload']['name']}: {parameters}."
+
+
+def as_csv(lines: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> str:
+    """A spreadsheet may not take a cell for a formula: such text is quoted with an apostrophe."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    for line in lines:
+        writer.writerow({key: _plain(value) for key, value in line.items()})
+    return out.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in {"=", "+", "-", "@", "\t", "\r"}:
+        return f"'{value}"
+    return value
+
+
 def flat(comparisons: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
     """One line per cell and metric: what `table.csv` holds and a DataFrame takes."""
     lines = []
@@ -135,33 +111,31 @@ def flat(comparisons: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
             head = {
                 "comparison": comparison,
                 "family": row.record["family"],
-                "arm": row.record["arm"],
+                "arm": row.arm,
                 "baseline": row.record["baseline"],
-                "seed": row.record["seed"],
+                "seeds": " ".join(map(str, row.seeds)),
                 "status": row.status,
                 "reason": row.reason,
-                "stamps": " ".join(row.record["stamps"]),
+                "stamps": " ".join(row.stamps),
             }
             if not row.estimates:
                 lines.append({**head, **dict.fromkeys(_FIELDS)})
             for name, estimate in row.estimates.items():
-                metric = GLOSSARY[name]
-                withheld = row.status == "invalid" and metric.axis != "quality"
-                figures = (estimate.value, estimate.change, estimate.low, estimate.high, estimate.units)
-                judgement = row.judgements.get(name)
-                lines.append(
-                    {
-                        **head,
-                        "verdict": judgement.verdict.value if judgement else None,
-                        "verdict_reason": judgement.reason if judgement else None,
-                        "metric": name,
-                        "unit": metric.unit,
-                        "compared_as": "ratio" if metric.relative else "difference",
-                        **dict(zip(_FIELDS[3:8], (None,) * 5 if withheld else figures, strict=True)),
-                    }
-                )
+                metric, judgement = GLOSSARY[name], row.judgements.get(name)
+                line: dict[str, Any] = {
+                    "metric": name,
+                    "unit": metric.unit,
+                    "compared_as": "ratio" if metric.relative else "difference",
+                    "counted_in": estimate.unit,
+                    "verdict": judgement.verdict.value if judgement else None,
+                    "verdict_reason": judgement.reason if judgement else None,
+                }
+                if not hidden(row, metric):
+                    line |= {key: getattr(estimate, key) for key in _FIGURES}
+                lines.append({**head, **dict.fromkeys(_FIELDS), **line})
     return lines
 
 
-_FIELDS = ("metric", "unit", "compared_as", "value", "change", "low", "high", "units", "verdict", "verdict_reason")
-COLUMNS = ("comparison", "family", "arm", "baseline", "seed", "status", "reason", "stamps", *_FIELDS)
+_FIGURES = ("value", "change", "low", "high", "confidence", "units")
+_FIELDS = ("metric", "unit", "compared_as", *_FIGURES, "counted_in", "verdict", "verdict_reason")
+COLUMNS = ("comparison", "family", "arm", "baseline", "seeds", "status", "reason", "stamps", *_FIELDS)

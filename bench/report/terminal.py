@@ -5,75 +5,91 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
-from bench.report import table
-from bench.report.compare import Change
+from bench import outcome
+from bench.report import cautions, overview, table
 from bench.verdict import Judgement
 
 _STYLE = {"ok": "green", "ungated": "yellow", "unsupported": "yellow", "skipped": "yellow"}
 
 
-def draw(comparisons: Mapping[str, list[table.Row]], console: Console) -> None:
-    """Print every comparison's table and what there is to say about its arms."""
+def draw(comparisons: Mapping[str, list[outcome.Row]], console: Console) -> None:
+    """Print the overview, then every comparison's table, then the warnings on its arms."""
+    _draw_overview(overview.lines(comparisons), console)
     for comparison, rows in comparisons.items():
         draw_one(comparison, rows, console)
+    _draw_cautions(cautions.of(comparisons), console)
 
 
-def draw_one(comparison: str, rows: list[table.Row], console: Console) -> None:
-    record = rows[0].record
-    model = (record["model"] or {}).get("name", "model not loaded")
-    device = record["environment"]["device"]
-    title = f"{comparison} · {model} · {device['name']} · {device['dtype']}"
-    console.print(f"\n[bold]{escape(title)}[/bold]")
+def _draw_overview(lines: list[overview.Line], console: Console) -> None:
+    """What every arm saves and costs: a table and a sentence each."""
+    if not lines:
+        return
+    console.print("\n[bold]overview[/bold]")
     drawn = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("arm", "status", *table.AXES):
+    for name in overview.COLUMNS:
+        drawn.add_column(name, overflow="fold", min_width=len("quality INCONCLUSIVE") if name == "verdicts" else None)
+    for line, cells in zip(lines, overview.cells(lines), strict=True):
+        arm, *others = map(escape, cells)
+        style = "" if line.status == "ok" else _STYLE.get(line.status, "red")
+        drawn.add_row(arm, *(text.replace("; ", "\n") for text in others), style=style)
+    console.print(drawn)
+    for line in lines:
+        _tell(f"[bold]{escape(line.arm)}[/bold]: {escape(line.sentence)}", console)
+
+
+def _draw_cautions(found: list[cautions.Caution], console: Console) -> None:
+    if found:
+        console.print("\n[bold]warnings[/bold]")
+    for one in found:
+        _tell(f"[yellow]{escape(one.what)} -> {escape(one.remedy)}[/yellow]", console)
+        _tell(f"[dim]{escape(', '.join(one.arms) or 'all')}[/dim]", console, indent=4)
+
+
+def _tell(markup: str, console: Console, indent: int = 2) -> None:
+    """Print a sentence; its further lines begin where the first does."""
+    console.print(Padding(markup, (0, 0, 0, indent)), highlight=False)
+
+
+def draw_one(comparison: str, rows: list[outcome.Row], console: Console) -> None:
+    """Print one comparison's table and what there is to say about its arms."""
+    console.print(f"\n[bold]{escape(f'{comparison} · {table.subject(rows)}')}[/bold]", highlight=False)
+    drawn = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("arm", "status", *outcome.AXES):
         drawn.add_column(name, overflow="fold")
     for row in rows:
-        seed = f" (seed {row.record['seed']})" if any(r.record["seed"] != record["seed"] for r in rows) else ""
-        cells = [escape(row.record["arm"] + seed), f"[{_STYLE.get(row.status, 'red')}]{row.status}[/]"]
-        for axis in table.AXES:
+        cells = [escape(row.arm), f"[{_STYLE.get(row.status, 'red')}]{overview.label(row.status)}[/]"]
+        for axis in outcome.AXES:
             metric, estimate, missing = row.shown(axis)
             if estimate is None:
                 cells.append(missing)
             else:
                 figure = table.value(metric, estimate.value)
                 change = escape(table.change(metric, estimate))
-                cells.append(f"{figure} {metric.name}\n[dim]{change}[/dim]{_verdict(row.judgements.get(metric.name))}")
+                cells.append(f"{figure} {metric.name}\n[dim]{change}[/dim]{verdict(row.judgements.get(metric.name))}")
         drawn.add_row(*cells)
     console.print(drawn)
     for row in rows:
         if row.reason:
-            console.print(f"  {escape(row.record['arm'])}: {row.status}: {escape(row.reason)}", style="red")
-    stamps = sorted({stamp for row in rows for stamp in row.record["stamps"]})
+            console.print(f"  {escape(row.arm)}: {overview.label(row.status)}: {escape(row.reason)}", style="red")
+    stamps = sorted({stamp for row in rows for stamp in row.stamps})
     if stamps:
         console.print(f"  stamped {', '.join(stamps)}: not publishable", style="yellow")
 
 
-def _verdict(judgement: Judgement | None) -> str:
+def verdict(judgement: Judgement | None) -> str:
+    """A verdict and its reason, on a line of its own; nothing where there is none."""
     if judgement is None:
         return ""
     style = {"BETTER": "bold green", "WORSE": "bold red", "SAME": "bold"}.get(judgement.verdict, "yellow")
     return f"\n[{style}]{judgement.verdict}[/] [dim]{escape(judgement.reason)}[/dim]"
-
-
-def draw_changes(changes: Iterable[Change], console: Console) -> None:
-    """Print what `compare` found, a line per arm and axis."""
-    drawn = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("comparison", "arm", "metric", "second run", "change"):
-        drawn.add_column(name, overflow="fold")
-    for one in changes:
-        figure, change = "not measured", ""
-        if one.estimate is not None:
-            figure = table.value(one.metric, one.estimate.value)
-            change = table.change(one.metric, one.estimate)
-        drawn.add_row(one.comparison, escape(one.arm), one.metric.name, figure, escape(change))
-    console.print(drawn)
 
 
 class Progress:

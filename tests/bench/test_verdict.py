@@ -11,8 +11,8 @@ from bench.metrics import GLOSSARY
 TIME, NLL, ACCURACY = GLOSSARY["tpot"], GLOSSARY["nll"], GLOSSARY["next_token_accuracy"]
 
 
-def judge(metric: object, arm: list[float], base: list[float]) -> verdict.Judgement:
-    estimate = stats.compare(metric, dict(enumerate(arm)), dict(enumerate(base)))
+def judge(metric: object, arm: list[float], base: list[float], unit: stats.Unit = "rounds") -> verdict.Judgement:
+    estimate = stats.compare(metric, dict(enumerate(arm)), dict(enumerate(base)), unit)
     return verdict.judge_all(metric, {"arm": estimate})["arm"]
 
 
@@ -66,7 +66,7 @@ def test_what_would_settle_it_does() -> None:
     estimate = stats.compare(TIME, dict(enumerate(arm)), dict(enumerate(base)))
     found = verdict.judge_all(TIME, {"arm": estimate})["arm"]
     assert found.verdict == "INCONCLUSIVE"
-    needed = int(found.reason.split()[1])
+    needed = int(found.reason.split("about ")[1].split()[0])
     reach = max(abs(math.log(estimate.change)), math.log(1.03) - abs(math.log(estimate.change)))
     assert stats.half_width(estimate.spread, needed) < reach <= stats.half_width(estimate.spread, needed - 1)
 
@@ -78,30 +78,47 @@ def test_holm_by_hand() -> None:
     assert stats.holm({}) == set()
 
 
-def simulate(arms: int, rounds: int, planted: float, runs: int, holm: bool = True) -> dict[str, float]:
-    """Shares of runs in which any arm got the verdict; 3 % noise per process, shared baseline."""
-    rng = np.random.default_rng(7)
-    seen = {"BETTER": 0, "WORSE": 0, "any": 0}
-    for _ in range(runs):
-        base = dict(enumerate(np.exp(rng.normal(0, 0.03, rounds))))
-        estimates = {
-            str(arm): stats.compare(TIME, dict(enumerate(planted * np.exp(rng.normal(0, 0.03, rounds)))), base)
-            for arm in range(arms)
-        }
-        if holm:
-            found = [j.verdict for j in verdict.judge_all(TIME, estimates).values()]
-        else:
-            found = [verdict.judge_all(TIME, {name: e})[name].verdict for name, e in estimates.items()]
-        seen["any"] += any(v in {"BETTER", "WORSE"} for v in found)
-        seen["WORSE"] += "WORSE" in found
-    return {name: count / runs for name, count in seen.items()}
+RIGHT = GLOSSARY["preference_accuracy"]
 
 
-def test_false_verdicts_stay_within_five_percent_and_would_not_without_holm() -> None:
-    assert simulate(arms=1, rounds=5, planted=1.0, runs=2000)["any"] <= 0.06
-    assert simulate(arms=6, rounds=5, planted=1.0, runs=1000)["any"] <= 0.06
-    assert simulate(arms=6, rounds=5, planted=1.0, runs=1000, holm=False)["any"] > 0.10
+def pairs(gained: int, lost: int, count: int) -> verdict.Judgement:
+    arm = [1.0] * gained + [0.0] * (count - gained)
+    base = [0.0] * gained + [1.0] * lost + [0.0] * (count - gained - lost)
+    return judge(RIGHT, arm, base, "items")
 
 
-def test_a_planted_ten_percent_is_found_at_the_publishable_size() -> None:
-    assert simulate(arms=1, rounds=10, planted=1.10, runs=1000)["WORSE"] >= 0.90
+def test_right_or_wrong_items() -> None:
+    assert pairs(20, 2, 100).verdict == "BETTER"
+    assert pairs(2, 20, 100).verdict == "WORSE"
+    assert pairs(9, 0, 19).reason == "19 items, at least 20 are needed"
+    assert pairs(4, 0, 60).reason == "only 4 of 60 items differ"
+    assert pairs(1, 1, 1500).verdict == "SAME"
+
+
+def test_no_disagreement_on_few_items_is_no_proof() -> None:
+    found = pairs(0, 0, 24)
+    assert found.verdict == "INCONCLUSIVE", "one in ten may differ, and 24 items all agree by chance"
+    needed = int(found.reason.split("about ")[1].split()[0])
+    assert pairs(0, 0, needed).verdict == "SAME"
+    assert pairs(0, 0, needed - 1).verdict == "INCONCLUSIVE"
+
+
+def test_items_without_any_difference() -> None:
+    base = [2.0 + 0.1 * i for i in range(60)]
+    assert judge(NLL, base, base, "items") == verdict.Judgement(verdict.Verdict.SAME, "alike on all 60 items")
+    few = judge(NLL, base[:12], base[:12], "items")
+    assert few.verdict == "INCONCLUSIVE", "one in ten may differ"
+    assert few.reason == "alike on all 12 items, 59 would show that fewer than 1 in 20 differ"
+
+
+def test_lopsided_items_are_not_judged() -> None:
+    base = [2.0 + 0.1 * i for i in range(12)]
+    found = judge(NLL, [*base[:-1], base[-1] + 3.0], base, "items")
+    assert found.verdict == "INCONCLUSIVE"
+    assert "lopsided" in found.reason
+
+
+def test_an_exact_metric_that_varies_is_judged_as_a_sampled_one() -> None:
+    held = GLOSSARY["kv_cache_bytes"]
+    found = judge(held, [50.0, 150.0, 49.0, 155.0, 52.0], [100.0] * 5)
+    assert found.verdict == "INCONCLUSIVE"

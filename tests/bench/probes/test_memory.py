@@ -1,13 +1,44 @@
 from __future__ import annotations
 
+import ctypes
+import gc
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from bench.probes.memory import MemoryProbe, bytes_held, process_status, reset_peak
-from bench.technique import Prepared
+from bench.probes import memory, resident
+from bench.probes.memory import Gauge, MemoryProbe, bytes_held, reset_peak
+from bench.probes.resident import process_status
+from bench.probes.tensors import StorageWatch
+from bench.technique import Phase, Prepared, Step, unmarked
 
 MIB = 1 << 20
+
+
+def mebibytes(count: int) -> Tensor:
+    return torch.ones(count * MIB, dtype=torch.uint8)
+
+
+def followed(prepared: Prepared, step: Callable[[Phase], None], steps: int = 1) -> dict[str, Any]:
+    """A burst whose every step is `step`; the process as it is now is its runtime."""
+    with StorageWatch("cpu", Gauge("cpu")):
+        torch.ones(1)  # a process' first mode imports 70 MB
+    resident.give_back()
+    probe = MemoryProbe(prepared, "cpu", process_status())
+
+    def burst() -> Iterator[Step]:
+        for _ in range(steps):
+            step(probe.phase)
+            yield Step("train", 1)
+
+    probe.follow(burst())
+    return probe.read()
 
 
 def test_a_storage_counts_once() -> None:
@@ -28,37 +59,218 @@ def test_tied_weights_count_once() -> None:
 
 
 def test_the_high_water_mark_is_of_this_burst() -> None:
-    big = torch.ones(200 * MIB, dtype=torch.uint8)
+    big = mebibytes(200)
     del big
     assert reset_peak("cpu") == ""
     before = process_status()["peak"]
-    held = torch.ones(64 * MIB, dtype=torch.uint8)
+    held = mebibytes(64)
     assert process_status()["peak"] - before == pytest.approx(64 * MIB, rel=0.05)
     del held
 
 
 def test_what_lives_inside_a_phase_is_seen() -> None:
-    prepared = Prepared(nn.Linear(2, 2))
-    prepared.state = []
+    prepared = Prepared(nn.Linear(2, 2), state=[])
     prepared.components["gradients"] = lambda: prepared.state
-    probe = MemoryProbe(prepared, "cpu")
-    with probe.phase("backward"):
-        prepared.state = [torch.ones(MIB, dtype=torch.uint8)]
-    prepared.state = []
-    probe.look()
-    report = probe.read()
-    assert report["largest"]["gradients"] == MIB
-    assert report["components"]["gradients"] == MIB
+
+    def step(phase: Phase) -> None:
+        with phase("backward"):
+            prepared.state = [mebibytes(1)]
+        prepared.state = []
+
+    report = followed(prepared, step)
+    assert report["largest"] == {"weights": 24, "gradients": MIB}
+    assert report["components"] == {"weights": 24, "gradients": MIB}
     assert report["named"] == MIB + 24
-    assert report["rest"] >= 0
+
+
+LAYERS, WIDTH, ROWS = 4, 64, 3 << 16
+ACTIVATION = ROWS * WIDTH * 4
+"""48 MiB: glibc maps and unmaps blocks above 32 MiB, so that none is kept."""
+
+
+def network() -> tuple[Prepared, Callable[[Phase], None]]:
+    """A model of small weights and large activations, and one step of its training."""
+    model = nn.Sequential(*(layer for _ in range(LAYERS) for layer in (nn.Linear(WIDTH, WIDTH), nn.ReLU())))
+    rows = torch.ones(ROWS, WIDTH)
+    prepared = Prepared(model)
+    prepared.components["gradients"] = lambda: [p.grad for p in model.parameters() if p.grad is not None]
+
+    def step(phase: Phase) -> None:
+        with phase("forward"):
+            loss = model(rows).sum()
+        with phase("backward"):
+            loss.backward()
+
+    step(unmarked)  # what its libraries make once is made
+    model.zero_grad()
+    return prepared, step
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    return followed(*network())
+
+
+def test_the_parts_explain_a_training_step(trained: dict[str, Any]) -> None:
+    report = trained
+    assert report["explained"] >= 0.9
+    # a layer keeps its ReLU's output; the loss's gradient and two of the layers' live besides
+    assert LAYERS * ACTIVATION <= report["parts"]["activations"] <= (LAYERS + 3) * ACTIVATION
+    assert sum(report["activations"].values()) == report["parts"]["activations"]
+    assert report["activations"]["forward"] >= LAYERS * ACTIVATION
+    assert report["parts"]["weights"] == LAYERS * (WIDTH + 1) * WIDTH * 4
+    grown = report["peak"] - report["parts"]["runtime"]
+    assert max(report["rest"], report["excess"]) < 0.1 * grown, "explained without what was there before"
+
+
+def test_parts_and_rest_are_the_peak(trained: dict[str, Any]) -> None:
+    assert sum(trained["parts"].values()) + trained["rest"] - trained["excess"] == trained["peak"]
+    assert min(trained["rest"], trained["excess"]) == 0
+
+
+def test_gradients_have_a_name_at_the_peak() -> None:
+    prepared, step = network()
+
+    def twice(phase: Phase) -> None:
+        step(phase)
+        with phase("optimizer"):
+            held = torch.ones(2 * LAYERS, ROWS, WIDTH)
+            prepared.model.zero_grad()
+            del held
+
+    report = followed(prepared, twice)
+    assert report["parts"]["gradients"] == LAYERS * (WIDTH + 1) * WIDTH * 4
+    assert report["activations"]["optimizer"] == 2 * LAYERS * ACTIVATION
+
+
+class EveryTensor(StorageWatch):
+    """The rule broken: whatever a component lists counts with the bytes it shows, views of one storage too."""
+
+    def name(self, holdings: Mapping[str, Iterable[Tensor]]) -> None:
+        super().name(holdings)
+        self.shown = Counter({name: sum(t.nbytes for t in tensors) for name, tensors in holdings.items()})
+
+    def at_peak(self) -> tuple[Counter[str], Counter[str]]:
+        return self.shown, super().at_peak()[1]
+
+
+@pytest.mark.parametrize("watch", [StorageWatch, EveryTensor])
+def test_views_count_once_or_the_parts_exceed_the_peak(
+    watch: type[StorageWatch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "StorageWatch", watch)
+    prepared = Prepared(nn.Linear(2, 2))
+    resident.give_back()
+    before = process_status()
+    cache = mebibytes(64)
+    prepared.components["kv_cache"] = lambda: [cache, *(cache[layer:] for layer in range(30))]
+    probe = MemoryProbe(prepared, "cpu", before)
+    probe.follow(iter([Step("decode", 1)]))
+    report = probe.read()
+    if watch is StorageWatch:
+        assert report["parts"]["kv_cache"] == 64 * MIB
+        assert 0.9 <= report["explained"] <= 1.01
+    else:
+        assert report["explained"] > 1.5
+        assert report["excess"] > 20 * 64 * MIB
+        assert report["rest"] == 0
+
+
+def test_what_an_operation_takes_inside_itself_is_named() -> None:
+    with torch.library._scoped_library("probe_test", "FRAGMENT") as library:
+        library.define("scratch(Tensor x) -> Tensor")
+        library.impl("scratch", lambda x: x[:4] + mebibytes(96)[:4], "CPU")
+        large = mebibytes(16)
+        report = followed(Prepared(nn.Linear(2, 2)), lambda phase: torch.ops.probe_test.scratch(large))
+    assert report["operator"] == "scratch.default"
+    assert report["parts"]["operators"] == pytest.approx(96 * MIB, rel=0.05)
+
+
+def fragments() -> list[Any]:
+    """32 MiB of the heap that are free between blocks in use: of 4000, every other one is given back."""
+    blocks = [ctypes.create_string_buffer(16 << 10) for _ in range(4000)]
+    return blocks[::2]
+
+
+FREE = 2000 * (16 << 10)
+
+
+def test_what_the_c_library_keeps_free_is_named() -> None:
+    kept: list[Any] = []
+    report = followed(Prepared(nn.Linear(2, 2)), lambda phase: kept.extend(fragments()))
+    assert report["parts"]["allocator"] == pytest.approx(FREE, rel=0.2)
+
+
+def test_what_earlier_bursts_left_free_is_not_this_ones() -> None:
+    kept = fragments()
+    probe = MemoryProbe(Prepared(nn.Linear(2, 2)), "cpu")
+    assert probe.gauge.free < 0.5 * FREE
+    assert len(kept) == 2000
+
+
+def test_weights_in_mapped_files_stand_apart(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(bytes(32 * MIB))
+    prepared = Prepared(nn.Linear(2, 2))
+    mapped = torch.from_file(str(tmp_path / "weights"), shared=False, size=32 * MIB, dtype=torch.uint8)
+    prepared.components["table"] = lambda: [mapped]
+    report = followed(prepared, lambda phase: mapped.sum())
+    assert report["mapped"] == {"table": 32 * MIB}
+    assert report["components"]["table"] == 32 * MIB, "it is held"
+    assert "table" not in report["parts"], "its pages are counted as they are read"
+    assert report["parts"]["files"] == pytest.approx(32 * MIB, rel=0.1)
+
+
+def test_no_mode_is_left_between_the_steps() -> None:
+    modes = []
+    prepared = Prepared(nn.Linear(2, 2))
+    prepared.components["seen"] = lambda: modes.append(_get_current_dispatch_mode()) or []
+    followed(prepared, lambda phase: None, steps=3)
+    assert modes == [None] * 4
+
+
+def test_a_step_that_fails_leaves_nothing_behind() -> None:
+    def step(phase: Phase) -> None:
+        with phase("forward"):
+            raise ValueError("planted")
+
+    with pytest.raises(ValueError, match="planted"):
+        followed(Prepared(nn.Linear(2, 2)), step)
+    assert _get_current_dispatch_mode() is None
+    assert gc.get_freeze_count() == 0
+
+
+def test_an_unknown_peak_has_a_reason_and_no_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "reset_high_water", lambda: "no such file")
+    report = followed(Prepared(nn.Linear(2, 2)), lambda phase: None)
+    assert report["reason"] == "no such file"
+    for key in ("peak", "process", "parts", "activations", "explained", "rest", "excess"):
+        assert report[key] is None, key
+    assert report["named"] == 24
+
+
+def test_the_attention_that_ran() -> None:
+    def attend(phase: Phase) -> None:
+        query = torch.ones(1, 2, 8, 16)
+        nn.functional.scaled_dot_product_attention(query, query, query)
+
+    assert followed(Prepared(nn.Linear(2, 2)), attend)["attention"] == ["_scaled_dot_product_flash_attention_for_cpu"]
+    assert followed(Prepared(nn.Linear(2, 2)), lambda phase: None)["attention"] == ["eager"]
 
 
 @pytest.mark.gpu
 def test_cuda_peak() -> None:
-    probe = MemoryProbe(Prepared(nn.Linear(2, 2).cuda()), "cuda")
+    model = nn.Linear(2, 2).cuda()
+    probe = MemoryProbe(Prepared(model), "cuda")
     before = probe.read()["peak"]
-    held = torch.ones(64 * MIB, dtype=torch.uint8, device="cuda")
+    held: list[Tensor] = []
+
+    def burst() -> Iterator[Step]:
+        held.append(torch.ones(64 * MIB, dtype=torch.uint8, device="cuda"))
+        yield Step("train", 1)
+
+    probe.follow(burst())
     report = probe.read()
     assert report["peak"] - before == pytest.approx(64 * MIB, rel=0.05)
     assert report["process"] > report["peak"]
-    del held
+    assert report["parts"]["activations"] == 64 * MIB
+    assert not {"runtime", "files", "allocator"} & set(report["parts"])

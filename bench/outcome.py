@@ -1,0 +1,173 @@
+"""From records to what they say: one row per arm, with its estimates against the baseline and the verdicts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from bench import stats, units
+from bench.metrics import GLOSSARY, Metric
+from bench.technique import Axis
+from bench.verdict import Judgement, Verdict, judge_all
+
+AXES: tuple[Axis, ...] = ("quality", "latency", "memory")
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm as a line of a table, all its seeds together."""
+
+    records: tuple[Record, ...]
+    """One per seed; the first is the one that is timed."""
+    estimates: Mapping[str, stats.Estimate]
+    """Metric -> estimate, for all that the records hold."""
+    judgements: Mapping[str, Judgement] = field(default_factory=dict)
+    """Primary metric -> verdict, where there is something to judge."""
+
+    @property
+    def record(self) -> Record:
+        return self.records[0]
+
+    @property
+    def arm(self) -> str:
+        return str(self.record["arm"])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(record["seed"] for record in self.records)
+
+    @property
+    def stamps(self) -> list[str]:
+        return sorted({stamp for record in self.records for stamp in record["stamps"]})
+
+    @property
+    def is_baseline(self) -> bool:
+        return bool(self.record["arm"] == self.record["baseline"])
+
+    @property
+    def status(self) -> str:
+        """The status of the cells; `invalid` where a gate failed under any seed, `ungated` where none ran."""
+        found = [status(record) for record in self.records]
+        return next((one for one in found if one not in {"ok", "ungated"}), "ungated" if "ungated" in found else "ok")
+
+    @property
+    def reason(self) -> str:
+        several = len(self.records) > 1
+        told = [(record["seed"], reason(record)) for record in self.records]
+        return "; ".join(f"seed {seed}: {text}" if several else text for seed, text in told if text)
+
+    def shown(self, axis: Axis) -> tuple[Metric, stats.Estimate | None, str]:
+        """The axis' primary metric, its estimate, and why there is none."""
+        metric = GLOSSARY[self.record["primary"][axis]]
+        if self.withholds(metric):
+            return metric, None, "withheld"
+        if axis == "quality" and (self.record["model"] or {}).get("random"):
+            return metric, None, "not applicable: random weights"
+        estimate = self.estimates.get(metric.name)
+        return metric, estimate, "" if estimate else "not measured"
+
+    def withholds(self, metric: Metric) -> bool:
+        """A failed gate withholds all but quality: what is wrong has no speed."""
+        return self.status == "invalid" and metric.axis != "quality"
+
+
+def status(record: Record) -> str:
+    """A cell's status; `invalid` where a gate failed, `ungated` where none ran."""
+    if record["status"] != "ok":
+        return str(record["status"])
+    gates = (record["quality"] or {}).get("gates") or []
+    if not gates:
+        return "ungated"
+    return "ok" if all(gate["passed"] for gate in gates) else "invalid"
+
+
+def reason(record: Record) -> str:
+    """Why a cell is not `ok`."""
+    if status(record) == "invalid":
+        failed = [gate for gate in record["quality"]["gates"] if not gate["passed"]]
+        return "; ".join(f"gate {gate['name']}: {gate['detail']}" for gate in failed)
+    return str(record["reason"])
+
+
+def rows(records: Iterable[Record]) -> dict[str, list[Row]]:
+    """Comparison -> its rows, in the order of the records."""
+    grouped: dict[str, dict[str, list[Record]]] = {}
+    for record in records:
+        grouped.setdefault(record["comparison"], {}).setdefault(record["arm"], []).append(record)
+    return _judged({comparison: _rows(arms) for comparison, arms in grouped.items()})
+
+
+def _judged(comparisons: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """Verdicts on the primary metrics, each metric's arms corrected together; random weights have no quality."""
+    asked: dict[str, dict[tuple[str, str], stats.Estimate]] = {}
+    for comparison, members in comparisons.items():
+        for row in members:
+            for axis in AXES:
+                metric, estimate, _ = row.shown(axis)
+                if estimate is not None and row.status in {"ok", "ungated", "invalid"}:
+                    asked.setdefault(metric.name, {})[comparison, row.arm] = estimate
+    verdicts = {name: judge_all(GLOSSARY[name], estimates) for name, estimates in asked.items()}
+    return {
+        comparison: [
+            replace(
+                row,
+                judgements={
+                    name: _worded(row, GLOSSARY[name], found[comparison, row.arm])
+                    for name, found in verdicts.items()
+                    if (comparison, row.arm) in found
+                },
+            )
+            for row in members
+        ]
+        for comparison, members in comparisons.items()
+    }
+
+
+def _worded(row: Row, metric: Metric, judgement: Judgement) -> Judgement:
+    """A trained model's quality over too few seeds is that of these models, and says so."""
+    if metric.axis != "quality" or not row.record["technique"].get("trains"):
+        return judgement
+    if row.estimates[metric.name].unit == "seeds":
+        return judgement
+    models = "this trained model" if len(row.records) == 1 else f"these {len(row.records)} trained models"
+    return replace(judgement, reason=f"{judgement.reason}; of {models}, {stats.FEWEST['seeds']} seeds would say more")
+
+
+def _rows(arms: Mapping[str, list[Record]]) -> list[Row]:
+    found = []
+    for records in arms.values():
+        first = records[0]
+        base = None
+        if first["arm"] != first["baseline"]:
+            base = units.of(_matching(arms.get(first["baseline"], []), records))
+        estimates = {}
+        for name, (values, unit) in units.of(records).items():
+            other = None if base is None else base.get(name, ({}, unit))[0]
+            estimate = stats.compare(GLOSSARY[name], values, other, unit, _confidence(first, unit))
+            if estimate is not None:
+                estimates[name] = estimate
+        found.append(Row(tuple(records), estimates))
+    return found
+
+
+def _matching(base: list[Record], records: list[Record]) -> list[Record]:
+    """The baseline's valid records, under the seeds that the arm finished."""
+    seeds = {record["seed"] for record in records if record["status"] == "ok"}
+    return [one for one in base if status(one) in {"ok", "ungated"} and (one["seed"] in seeds or not seeds)]
+
+
+def _confidence(record: Record, unit: stats.Unit) -> float:
+    """A run that looked more than once shows wider intervals where it could have gone on."""
+    return stats.LOOK_CONFIDENCE if unit == "rounds" and record.get("looks") else stats.CONFIDENCE
+
+
+def settled(records: Iterable[Record]) -> bool:
+    """Whether more rounds would change nothing: no verdict on time or memory is inconclusive."""
+    return not any(
+        judgement.verdict is Verdict.INCONCLUSIVE and row.estimates[name].unit == "rounds"
+        for members in rows(records).values()
+        for row in members
+        for name, judgement in row.judgements.items()
+    )

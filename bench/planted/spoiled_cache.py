@@ -1,0 +1,39 @@
+"""A full cache whose predictions are worse by a known amount."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from bench import registry
+from bench.families.kv_cache import KVCache, KVCachePrepared
+from bench.registry import register
+
+
+@register
+class SpoiledCache(KVCache):
+    """The family's baseline, with a known loss of log-likelihood; by nothing it is its twin."""
+
+    source: ClassVar[str] = "a known fault"
+
+    loss: float = Field(default=0.0, ge=0.0)
+    """Lost per scored token, on average over the texts; every text loses another share of it [nat]."""
+
+    @property
+    def plain(self) -> KVCache:
+        entries = registry.techniques.of_family(self.family)
+        found = next(entry.cls for entry in entries if entry.cls.baseline)()
+        assert isinstance(found, KVCache)
+        return found
+
+    def cache(self, prepared: KVCachePrepared, batch: int, context: int, new_tokens: int) -> Cache:
+        return self.plain.cache(prepared, batch, context, new_tokens)
+
+    def score(self, prepared: KVCachePrepared, ids: Tensor, context: int) -> tuple[Tensor, Tensor]:
+        scores, hits = super().score(prepared, ids, context)
+        share = [torch.randn((), generator=torch.Generator().manual_seed(int(row.sum()))) for row in ids]
+        return scores - self.loss * (1 + torch.stack(share).to(scores)[:, None]), hits

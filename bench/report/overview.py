@@ -1,0 +1,154 @@
+"""The overview: what every arm saves and costs, in words, from the verdicts on its primary metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bench import stats
+from bench.metrics import Metric
+from bench.outcome import AXES, Row
+from bench.technique import Axis
+from bench.verdict import Judgement, Verdict
+
+NOUNS = {
+    "ttft": "time to the first token",
+    "tpot": "time a token",
+    "time_per_step": "time a step",
+    "peak_memory": "peak memory",
+    "kv_cache_bytes": "key/value cache",
+}
+FINISHED = frozenset({"ok", "ungated", "invalid"})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What there is to say on one axis."""
+
+    axis: Axis
+    word: str
+    """A verdict, or why there is none."""
+    text: str
+    """The finding: `46 % peak memory`; empty where nothing is known to differ."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One arm of the overview."""
+
+    family: str
+    comparison: str
+    arm: str
+    baseline: str
+    status: str
+    reason: str
+    gate: str
+    answers: tuple[Answer, ...]
+
+    @property
+    def saves(self) -> list[str]:
+        return [answer.text for answer in self.answers if answer.word == Verdict.BETTER]
+
+    @property
+    def costs(self) -> list[str]:
+        return [answer.text for answer in self.answers if answer.word == Verdict.WORSE]
+
+    @property
+    def sentence(self) -> str:
+        """The line in words, the arm's name left out."""
+        if self.arm == self.baseline:
+            return f"{label(self.status)}, the baseline{_because(self.reason)}"
+        if self.status not in FINISHED:
+            return f"{label(self.status)}{_because(self.reason)}"
+        parts = [f"{label(self.status)}{_because(self.reason)}"] if self.status == "invalid" else []
+        for verb, verdict in (("saves", Verdict.BETTER), ("costs", Verdict.WORSE)):
+            found = [f"{one.text} ({verdict}, {one.reason})" for one in self.answers if one.word == verdict]
+            parts += [f"{verb} {', '.join(found)}"] if found else []
+        others = [one for one in self.answers if one.word not in {Verdict.BETTER, Verdict.WORSE}]
+        parts += [f"{one.axis}: {one.word}{f' ({one.reason})' if one.reason else ''}" for one in others]
+        if self.status == "ungated":
+            parts.append("UNGATED: nothing checked its output")
+        return "; ".join(parts)
+
+
+def lines(comparisons: Mapping[str, list[Row]]) -> list[Line]:
+    """All arms but baselines that are well, in the order of the records."""
+    return [
+        Line(
+            str(row.record["family"]),
+            comparison,
+            row.arm,
+            str(row.record["baseline"]),
+            row.status,
+            row.reason,
+            gate(row),
+            tuple(_answer(row, axis) for axis in AXES),
+        )
+        for comparison, rows in comparisons.items()
+        for row in rows
+        if not row.is_baseline or row.status != "ok"
+    ]
+
+
+def label(status: str) -> str:
+    """A status as reports print it: what nobody may overlook in capitals."""
+    return status.upper() if status in {"invalid", "ungated"} else status
+
+
+def gate(row: Row) -> str:
+    """How an arm's gates ended, under all its seeds."""
+    if row.status not in FINISHED:
+        return "not finished"
+    gates = [gate for record in row.records for gate in (record["quality"] or {}).get("gates") or []]
+    if not gates:
+        return "none ran"
+    failed = dict.fromkeys(str(gate["name"]) for gate in gates if not gate["passed"])
+    passed = dict.fromkeys(str(gate["name"]) for gate in gates)
+    return f"FAILED: {', '.join(failed)}" if failed else f"passed: {', '.join(passed)}"
+
+
+def _answer(row: Row, axis: Axis) -> Answer:
+    metric, estimate, missing = row.shown(axis)
+    if estimate is None:
+        return Answer(axis, missing, "", "")
+    judgement = row.judgements.get(metric.name)
+    if judgement is None:
+        return Answer(axis, "not compared", "", estimate.reason if row.status in FINISHED else "")
+    return Answer(axis, judgement.verdict.value, _finding(metric, estimate, judgement), judgement.reason)
+
+
+def _finding(metric: Metric, estimate: stats.Estimate, judgement: Judgement) -> str:
+    noun = NOUNS.get(metric.name, metric.name.replace("_", " "))
+    if estimate.change is None or judgement.verdict not in {Verdict.BETTER, Verdict.WORSE}:
+        return ""
+    if not metric.relative:
+        unit = "" if metric.unit == "share" else f" {metric.unit}"
+        return f"{abs(estimate.change):.3f}{unit} {noun}"
+    if estimate.change >= 10:
+        return f"x{estimate.change:.3g} {noun}"
+    share = abs(estimate.change - 1)
+    return f"{share * 100:.{0 if share >= 0.1 else 1}f} % {noun}"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def cells(found: Iterable[Line]) -> list[tuple[str, str, str, str, str]]:
+    """Arm, what it saves, what it costs, verdicts, gate: one row per line."""
+    return [
+        (
+            f"{one.arm} (baseline)" if one.arm == one.baseline else f"{one.arm} against {one.baseline}",
+            ", ".join(one.saves) or "-",
+            ", ".join(one.costs) or "-",
+            f"{label(one.status)}{_because(one.reason)}"
+            if one.status not in FINISHED
+            else "; ".join(f"{answer.axis} {answer.word}" for answer in one.answers),
+            one.gate,
+        )
+        for one in found
+    ]
+
+
+COLUMNS = ("arm", "saves", "costs", "verdicts", "gate")
