@@ -75,8 +75,7 @@ def svg(drawing: Drawing) -> str:
         handles = draw(axes, drawing)
         # along the top, where a long one can be read
         figure.text(0.02, 1, _wrapped(drawing.y), ha="left", va="top")
-        # a legend leaves out names that begin with an underscore
-        labels = [f" {name if len(name) <= LONGEST else f'{name[: LONGEST - 1]}…'}" for name in names]
+        labels = [name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…" for name in names]
         figure.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.02, 0), borderaxespad=0.1)
         out = io.StringIO()
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

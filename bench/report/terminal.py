@@ -35,7 +35,7 @@ def _draw_overview(lines: list[overview.Line], console: Console) -> None:
     console.print("\n[bold]overview[/bold]")
     drawn = Table(box=None, pad_edge=False, header_style="dim")
     for name in overview.COLUMNS:
-        drawn.add_column(name, overflow="fold", min_width=len("quality INCONCLUSIVE") if name == "verdicts" else None)
+        drawn.add_column(name, overflow="fold")
     for line, cells in zip(lines, overview.cells(lines), strict=True):
         arm, *others = map(escape, cells)
         style = "" if line.status == "ok" else _STYLE.get(line.status, "red")

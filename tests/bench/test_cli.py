@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fabricated import DEVICE, ENVIRONMENT, pair, record, run
 from typer.testing import CliRunner
 
 from bench import cli
@@ -54,6 +56,9 @@ def test_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
         (["show", "lorra"], "did you mean 'lora'"),
         (["report", "/not/there"], "holds no run"),
         (["compare", "/not/there", "/not/there"], "holds no run"),
+        (["compare", "/not/there", "/not/there", "--fail-on", "trougput<-5%"], "did you mean 'throughput'"),
+        (["compare", "/not/there", "/not/there", "--strict"], "--strict goes with --fail-on"),
+        (["reproduce", "/not/there"], "holds no run"),
     ],
 )
 def test_wrong_usage(arguments: list[str], message: str) -> None:
@@ -118,22 +123,84 @@ def test_report_draws_again_from_records_alone(finished_run: Path, tmp_path: Pat
         assert (copy / name).read_text() == (finished_run / name).read_text()
 
 
-def test_compare_refuses_what_is_not_comparable(finished_run: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "run"
-    shutil.copytree(finished_run, copy)
-    cells = copy / "cells"
-    for path in cells.iterdir():
-        record = json.loads(path.read_text())
-        record["environment"]["device"]["name"] = "another"
-        record["stamps"] = ["quick"]
-        path.write_text(json.dumps(record))
-    code, text = call("compare", str(finished_run), str(copy))
+def test_compare_refuses_what_is_not_comparable(tmp_path: Path) -> None:
+    environment = {**ENVIRONMENT, "device": {**DEVICE, "name": "another"}}
+    a, b = pair(tmp_path, [record("arm")], [record("arm", environment=environment, stamps=["quick"])])
+    code, text = call("compare", str(a.folder), str(b.folder))
     assert code == 2
     assert "another device" in text
     assert "stamped quick" in text
-    code, text = call("compare", str(finished_run), str(copy), "--force")
+    code, text = call("compare", str(a.folder), str(b.folder), "--force")
     assert code == 0
     assert "x1.000" in text
+
+
+def test_compare_fails_on_a_regression_that_the_data_show(tmp_path: Path) -> None:
+    a, b = pair(tmp_path, [record("arm", rounds=3)], [record("arm", rounds=3, seconds=1.3, nll=3.2, salt="b")])
+    runs = ["compare", str(a.folder), str(b.folder)]
+    assert call(*runs)[0] == 0
+    assert call(*runs, "--fail-on", "nll>+0.1")[0] == 1
+    code, text = call(*runs, "--fail-on", "throughput<-5%")
+    assert code == 0
+    assert "CANNOT TELL throughput<-5%: c arm: 3 rounds, at least 5 are needed" in text
+    assert call(*runs, "--fail-on", "throughput<-5%", "--strict")[0] == 1
+    assert call(*runs, "--fail-on", "tpot>+5%")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("form", "start"), [("md", "Second run: `"), ("csv", "comparison,arm,metric,unit,"), ("json", '{\n "first": ')]
+)
+def test_compare_prints_one_format_and_nothing_beside_it(tmp_path: Path, form: str, start: str) -> None:
+    a, b = pair(tmp_path, [record("arm")], [record("arm", salt="b")])
+    code, text = call("compare", str(a.folder), str(b.folder), "--format", form, "--fail-on", "nll>+0.1")
+    assert code == 0
+    assert text.startswith(start)
+    assert "HOLDS" in text
+
+
+def test_reproduce_says_what_held_in_a_run_that_is_there(tmp_path: Path) -> None:
+    base, arm = record("base"), record("arm", seconds=0.8)
+    a, b = pair(tmp_path, [base, arm], [base, record("arm", seconds=1.25)])
+    code, text = call("reproduce", str(a.folder), "--against", str(b.folder))
+    assert code == 1
+    assert "2 held, 1 FLIPPED" in text
+    code, text = call("reproduce", str(a.folder), "--against", str(b.folder), "--json")
+    assert code == 1
+    assert json.loads(text)["event"] == "reproduction"
+    code, text = call("reproduce", str(a.folder), "--against", str(b.folder), "--dry-run")
+    assert code == 2
+    assert "--against runs nothing" in text
+
+
+def test_reproduce_runs_the_stored_config_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench import api
+
+    block = {"workload": {"name": "grounded_chat", "new_tokens": 7}, "arms": ["autoregressive"]}
+    config = {"name": "x", "model": "tiny:llama", "replicates": 5, "comparisons": [block]}
+    base, arm = record("base"), record("arm", seconds=0.8)
+    a, b = run(tmp_path / "a", [base, arm], config=config), run(tmp_path / "b", [base, arm])
+    code, text = call("reproduce", str(a.folder), "--dry-run")
+    assert code == 0
+    assert "7 processes" in text  # 1 builds, 1 scores, 5 time
+
+    asked: list[Any] = []
+    monkeypatch.setattr(api, "run", lambda raw, out, **_: asked.append((raw, out)) or api.Run(b))
+    code, text = call("reproduce", str(a.folder), "--out", str(tmp_path / "out"), "--max-time", "3h")
+    assert (code, asked) == (0, [({**config, "device": "cpu", "dtype": "float32", "max_time": "3h"}, tmp_path / "out")])
+    assert "3 held" in text
+
+
+@pytest.mark.parametrize(
+    "words", [["compare", "{a}", "{b}", "--fail-on", "nll>+0.1"], ["reproduce", "{a}", "--against", "{b}"]]
+)
+def test_two_runs_are_read_without_torch(tmp_path: Path, words: list[str]) -> None:
+    arms = [record("base"), record("arm", seconds=0.8)]
+    a, b = pair(tmp_path, arms, arms)
+    arguments = [word.format(a=a.folder, b=b.folder) for word in words]
+    block = f"import sys; sys.modules['torch'] = None; sys.argv = ['bench', *{arguments!r}]; from bench import cli"
+    done = subprocess.run([sys.executable, "-c", f"{block}; cli.main()"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 def test_doctor_looks_at_everything() -> None:

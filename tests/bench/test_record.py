@@ -79,6 +79,12 @@ def test_provenance_is_in_every_record(records: list[dict[str, Any]], where: str
         assert PROVENANCE[where](value), value
 
 
+def test_the_attention_operators_that_ran_are_told(records: list[dict[str, Any]]) -> None:
+    ran = [set(part["memory"]["attention"]) for one in records for part in one["rounds"]]
+    assert ran
+    assert all(any("scaled_dot_product" in name for name in names) for names in ran), ran
+
+
 def test_every_burst_tells_who_else_was_there(records: list[dict[str, Any]]) -> None:
     loads = [burst["load"] for one in records for part in one["rounds"] for burst in part["bursts"]]
     assert loads

@@ -57,3 +57,9 @@ def test_items_that_a_seed_lacks_are_left_out() -> None:
     lacking = trained(1, 5.0, float("nan"))
     lacking["quality"] = {"metrics": {"nll": [5.0, None]}}
     assert units.of([trained(0, 1.0, 3.0), lacking])["nll"] == ({0: 3.0}, "items")
+
+
+def test_only_the_first_seed_is_timed() -> None:
+    timed = trained(0, 1.0) | {"rounds": [{"round": 0, "bursts": [burst(True, ("train", 1.0, 8))], "memory": None}]}
+    other = trained(1, 1.0) | {"rounds": [{"round": 0, "bursts": [burst(True, ("train", 9.0, 8))], "memory": None}]}
+    assert units.of([timed, other])["time_per_step"] == ({0: 1.0}, "rounds")

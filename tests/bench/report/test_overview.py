@@ -68,9 +68,19 @@ def test_the_terminal_shows_the_overview_first(records: list[dict[str, Any]], wi
     text = shown.getvalue()
     assert all(len(line) <= width for line in text.splitlines())
     assert text.index("overview") < text.index("decoding.chat ·") < text.index("warnings")
-    assert "quality INCONCLUSIVE" in text
+    assert "INCONCLUSIVE" in text
     assert "token 3 differs" in text
     assert "such <b>kernel</b>" in text
+
+
+def test_a_narrow_terminal_cuts_nothing_off(make: Callable[..., dict[str, Any]]) -> None:
+    record = make("some_technique_with_a_name", tpot=0.05, peak=1.4e9)
+    names = ["first_gate", "second_gate", "third_gate", "mask_oracle"]
+    record["quality"]["gates"] = [{"name": name, "passed": True, "detail": ""} for name in names]
+    shown = io.StringIO()
+    terminal.draw(outcome.rows([make("base"), record]), Console(width=80, file=shown))
+    table = shown.getvalue().partition("saves 50 %")[0]
+    assert all(word in table for word in (*names, "INCONCLUSIVE", "50 % time a", "40 % peak"))
 
 
 def test_markdown_begins_with_the_overview(records: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
