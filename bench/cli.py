@@ -90,7 +90,8 @@ def run(
         Console(stderr=True).print("interrupted; finished cells are kept: the same command with --resume goes on")
         raise typer.Exit(130) from None
     if not as_json:
-        console.print(f"\n{done.folder}/report.md", highlight=False, soft_wrap=True)
+        terminal.draw_end(done.rows(), done.store.manifest, console)
+        console.print(f"\n{done.folder}/report.html", highlight=False, soft_wrap=True)
     raise typer.Exit(_exit_code(done.rows()))
 
 
@@ -198,7 +199,7 @@ def _calibrate(device: str | None, as_json: bool) -> int:
 
 @app.command()
 def report(runs: list[Path]) -> None:
-    """Draw tables and report.md of runs again, from their records."""
+    """Draw report.html, report.md and table.csv of runs again, from their records."""
     from bench import outcome, store
     from bench.report import files, terminal
 
@@ -206,7 +207,7 @@ def report(runs: list[Path]) -> None:
     for folder in runs:
         opened = store.Run.open(folder)
         damaged = files.write(opened)
-        terminal.draw(outcome.rows(opened.records(damaged=[])), console)
+        terminal.draw(outcome.rows(opened.records(damaged=[])), opened.manifest, console)
         for line in damaged:
             console.print(f"left out: {line}", style="red", markup=False)
 

@@ -20,12 +20,18 @@ from bench.verdict import Judgement
 _STYLE = {"ok": "green", "ungated": "yellow", "unsupported": "yellow", "skipped": "yellow"}
 
 
-def draw(comparisons: Mapping[str, list[outcome.Row]], console: Console) -> None:
-    """Print the overview, then every comparison's table, then the warnings on its arms."""
+def draw(comparisons: Mapping[str, list[outcome.Row]], manifest: Mapping[str, Any], console: Console) -> None:
+    """Print the overview, then every comparison's table, then the warnings."""
     _draw_overview(overview.lines(comparisons), console)
     for comparison, rows in comparisons.items():
         draw_one(comparison, rows, console)
-    _draw_cautions(cautions.of(comparisons), console)
+    _draw_cautions(cautions.of(comparisons, manifest), console)
+
+
+def draw_end(comparisons: Mapping[str, list[outcome.Row]], manifest: Mapping[str, Any], console: Console) -> None:
+    """Print what a run comes to, its tables having been shown as they came: the overview and the warnings."""
+    _draw_overview(overview.lines(comparisons), console)
+    _draw_cautions(cautions.of(comparisons, manifest), console)
 
 
 def _draw_overview(lines: list[overview.Line], console: Console) -> None:

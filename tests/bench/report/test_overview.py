@@ -64,7 +64,7 @@ def test_a_baseline_that_is_not_well_is_named(make: Callable[..., dict[str, Any]
 @pytest.mark.parametrize("width", [80, 160])
 def test_the_terminal_shows_the_overview_first(records: list[dict[str, Any]], width: int) -> None:
     shown = io.StringIO()
-    terminal.draw(outcome.rows(records), Console(width=width, file=shown))
+    terminal.draw(outcome.rows(records), {}, Console(width=width, file=shown))
     text = shown.getvalue()
     assert all(len(line) <= width for line in text.splitlines())
     assert text.index("overview") < text.index("decoding.chat ·") < text.index("warnings")
@@ -78,7 +78,7 @@ def test_a_narrow_terminal_cuts_nothing_off(make: Callable[..., dict[str, Any]])
     names = ["first_gate", "second_gate", "third_gate", "mask_oracle"]
     record["quality"]["gates"] = [{"name": name, "passed": True, "detail": ""} for name in names]
     shown = io.StringIO()
-    terminal.draw(outcome.rows([make("base"), record]), Console(width=80, file=shown))
+    terminal.draw(outcome.rows([make("base"), record]), {}, Console(width=80, file=shown))
     table = shown.getvalue().partition("saves 50 %")[0]
     assert all(word in table for word in (*names, "INCONCLUSIVE", "50 % time a", "40 % peak"))
 

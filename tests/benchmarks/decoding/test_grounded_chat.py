@@ -32,7 +32,7 @@ def test_prompts_of_ones_own(tmp_path: Path) -> None:
     built = GroundedChat(items=1, path=str(path)).build(SOURCES, 0)
     shown = [SOURCES.target.tokenizer.decode(ids) for ids in built["scored"] + built["timed"]]
     assert shown == [f"user: {text}\nassistant: " for text in ("first", "what", "def f():")]
-    with pytest.raises(UsageError, match="items=8 needs at least 10"):
+    with pytest.raises(UsageError, match="items=12 needs at least 14"):
         GroundedChat(path=str(path)).build(SOURCES, 0)
 
 
