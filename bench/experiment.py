@@ -19,8 +19,9 @@ from bench.stats import LOOKED_AT
 from bench.technique import Technique
 from bench.workload import Workload, content_hash
 
-_BLOCK = ("workload", "arms", "baseline", "model")
+_BLOCK = ("workload", "arms", "baseline", "model", "bursts")
 NAME = re.compile(r"[a-z0-9_-]+")
+MOST_BURSTS = 100
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -56,8 +57,8 @@ class Settings(BaseModel):
     """Processes per arm that time it; a verdict needs 5, a publishable one 10."""
     extend: bool = False
     """Go on to 10 and 20 replicates while a verdict on time or memory is open; intervals are 98 % ones then."""
-    bursts: int = Field(default=2, ge=1, le=100)
-    """Timed bursts per process, in turn with the other arms'."""
+    bursts: int = Field(default=2, ge=1, le=MOST_BURSTS)
+    """Timed bursts per process, in turn with the other arms'; the shorter and the more, the more noise they share."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """One full training run per seed."""
     max_time: float = Field(default=1200.0, gt=0)
@@ -115,6 +116,8 @@ class Comparison:
     arms: tuple[Arm, ...]
     model: str = ""
     """The target, where it is not the experiment's."""
+    bursts: int = 0
+    """Timed bursts per process, where it is not the experiment's number."""
 
     @property
     def family(self) -> str:
@@ -190,8 +193,10 @@ def check(data: Mapping[str, Any], origin: str) -> Experiment:
         raise ConfigError(origin, problems)
     if settings.quick:
         settings = settings.model_copy(update={"replicates": 1, "extend": False, "bursts": 1, "inline": True})
-        comparisons = [replace(one, workload=one.workload.quick()) for one in comparisons]
-    targeted = (replace(one, model=one.model or settings.model) for one in comparisons)
+        comparisons = [replace(one, workload=one.workload.quick(), bursts=1) for one in comparisons]
+    targeted = (
+        replace(one, model=one.model or settings.model, bursts=one.bursts or settings.bursts) for one in comparisons
+    )
     return Experiment(settings, tuple(_with_ids(targeted)), dict(data))
 
 
@@ -235,7 +240,10 @@ def _comparisons(block: Any, path: str, problems: list[Problem]) -> list[Compari
                 )
             )
     ordered = _baseline_first(arms, block.get("baseline"), path, problems)
-    return [Comparison("", workload, ordered, model) for workload in workloads]
+    bursts = block.get("bursts", 0)
+    if "bursts" in block and not (type(bursts) is int and 1 <= bursts <= MOST_BURSTS):
+        problems.append(Problem(f"{path}.bursts", f"{bursts!r}: a number from 1 to {MOST_BURSTS} is expected"))
+    return [Comparison("", workload, ordered, model, bursts) for workload in workloads]
 
 
 def _check_model(name: Any, path: str, problems: list[Problem]) -> None:

@@ -73,7 +73,7 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
         build, burst, scored = one.workload.work()
         arms, seeds, rounds = len(one.arms), len(settings.seeds), settings.rounds
         # warm-up, bursts and the memory pass
-        bursts = burst.times(rounds * arms * (settings.bursts + 2 + settings.profile))
+        bursts = burst.times(rounds * arms * (one.bursts + 2 + settings.profile))
 
         def stage(
             what: str,

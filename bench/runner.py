@@ -169,8 +169,8 @@ class Runner:
                 parts[cell.id] = {"prepared": prepared, "warmup": warm, "bursts": []}
 
             each("warm-up", warm_up)
-            for burst in range(self.settings.bursts):
-                index = number * self.settings.bursts + burst
+            for burst in range(comparison.bursts):
+                index = number * comparison.bursts + burst
                 if burst % 2:
                     alive.reverse()
                 pids = [worker.pid for worker in workers.values()]
@@ -184,7 +184,7 @@ class Runner:
 
             def memory(cell: Cell, worker: Worker) -> None:
                 parts[cell.id]["memory"] = worker.ask(
-                    "memory", limit, arm=cell.arm.label, index=number * self.settings.bursts
+                    "memory", limit, arm=cell.arm.label, index=number * comparison.bursts
                 )
 
             each("memory", memory)
@@ -192,7 +192,7 @@ class Runner:
 
                 def profile(cell: Cell, worker: Worker) -> None:
                     parts[cell.id]["profile"] = worker.ask(
-                        "profile", limit, arm=cell.arm.label, index=number * self.settings.bursts
+                        "profile", limit, arm=cell.arm.label, index=number * comparison.bursts
                     )
 
                 each("profile", profile)

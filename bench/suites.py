@@ -88,7 +88,8 @@ def _joined(raw: Raw) -> Raw:
         same = [
             other
             for other in joined
-            if isinstance(block, dict) and all(other.get(key) == block.get(key) for key in ("workload", "model"))
+            if isinstance(block, dict)
+            and all(other.get(key) == block.get(key) for key in ("workload", "model", "bursts"))
         ]
         if same:
             same[0]["arms"] = [*same[0]["arms"], *(arm for arm in block["arms"] if arm not in same[0]["arms"])]
@@ -121,6 +122,9 @@ def override(raw: Raw, settings: Iterable[str]) -> Raw:
         owner, dot, field = key.strip().rpartition(".")
         if not dot and field in Settings.model_fields:
             raw[field] = value
+            for block in raw.get("comparisons") or []:
+                if isinstance(block, dict):
+                    block.pop(field, None)  # what the command line says holds everywhere
         elif not _apply(raw, owner, field, value):
             raise UsageError(f"--set {key}: nothing in this config has it{registry.did_you_mean(key, _keys(raw))}")
     return raw

@@ -99,7 +99,7 @@ class Bench:
         # what the modelling code brings along is no technique's doing
         from transformers import AutoModelForCausalLM, modeling_utils  # noqa: F401
 
-        self.before = resident.process_status()
+        self.before = resident.at_rest()
 
     def do(self, message: dict[str, Any]) -> Any:
         return getattr(self, f"do_{message.pop('do')}")(**message)

@@ -2,20 +2,9 @@
 processes.
 
 CPU time alone misses who interrupts often and briefly; the kernel's pressure counters (`/proc/pressure`, "some": the
-share of time in which a task that could run had no core) see them. Two threads of matrix products on two cores, one
-second each:
-
-    beside them                      cores used by others   cpu pressure        slower by
-    nothing                          0.00-0.03              0.003-0.026         -
-    wakes every 20 ms for 1 ms       0.04-0.09              0.046-0.063         0-7 %
-    wakes every 2 ms for 0.3 ms      0.13-0.15              0.086-0.107         6-9 %
-    writes and syncs a file          0.41-0.45              0.30-0.35           55-60 %
-    one busy loop                    0.6-0.7                0.49-0.50           31-37 % (of the CPU time)
-    two busy loops                   1.0                    0.96-1.00           50 % (of the CPU time)
-
-Threads of ours that outnumber the cores wait for one another: three of them on two cores alone make a pressure of
-0.10-0.28, four 0.38-0.60. Pressure is then kept and not judged. Waiting for the disk is kept and not judged either: one
-thread beside the syncing writer (io pressure 0.32) lost nothing by it.
+share of time in which a task that could run had no core) see them. Threads of ours that outnumber the cores wait for
+one another: their pressure is then kept and not judged. Waiting for the disk is kept and not judged either: a burst
+does not read.
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ class Gauge:
     """Of these, pages read from files [B]; CPU only."""
     free: int | None = None
     """Of these, kept free by the C library [B]; CPU only."""
+    allocated: int = 0
+    """In use of what the C library was asked for [B]; CPU only."""
 
     def rose(self) -> bool:
         """Whether the peak is higher than when this was last so; what is there now is then kept."""
@@ -85,7 +87,7 @@ class Gauge:
         if highest <= (1 + RISE) * self.peak:
             return False
         if not self.device.startswith("cuda"):
-            free = resident.free_in_heap()
+            free, self.allocated = resident.free_in_heap(), resident.allocated()
         self.peak, self.now, self.file, self.free = highest, now, file, free
         return True
 
@@ -96,8 +98,8 @@ class MemoryProbe:
 
     prepared: Prepared
     device: str
-    before: Mapping[str, int] = field(default_factory=resident.process_status)
-    """`process_status()` before the technique prepared anything: interpreter and libraries."""
+    before: Mapping[str, int] = field(default_factory=resident.at_rest)
+    """`at_rest()` before the technique prepared anything: interpreter and libraries."""
     largest: dict[str, int] = field(default_factory=dict)
     fullest: dict[str, int] = field(default_factory=dict)
     """The components at the mark or end of a step at which together they held most."""
@@ -169,6 +171,7 @@ class MemoryProbe:
         mapped: of these, what lies in mapped files.
         parts: what the peak is made of: `runtime` and `files` (pages of libraries and weights read since; CPU), the
             components, `activations` (alive and of no component), `allocator` (kept free by the C library; CPU),
+            `libraries` (what the C library was asked for by others than tensors: tokenizers, kernels' scratch; CPU),
             `operators` (taken and given back inside the one operation that reached the peak, `operator`).
         activations: those of the peak by the phase they were born in.
         explained: parts over peak; rest: what of the peak is in no part; excess: what the parts have too much.
@@ -220,6 +223,10 @@ class MemoryProbe:
         if self.gauge.free is not None:
             parts["allocator"] = self.gauge.free
         parts["operators"] = self.gauge.peak - self.gauge.now
+        if not self.device.startswith("cuda"):
+            others = self.gauge.allocated - self.before["allocated"] - sum(named.values()) - sum(unnamed.values())
+            # bytes that were never touched are not resident
+            parts["libraries"] = min(max(others, 0), max(peak - sum(parts.values()), 0))
         total = sum(parts.values())
         return {
             "parts": parts,

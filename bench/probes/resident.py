@@ -36,6 +36,11 @@ def process_status() -> dict[str, int]:
     return {names[key]: int(value.split()[0]) * 1024 for key, _, value in fields if key in names}
 
 
+def at_rest() -> dict[str, int]:
+    """`process_status()`, and what is `allocated()`."""
+    return {**process_status(), "allocated": allocated()}
+
+
 def reset_high_water() -> str:
     """Forget the highest resident bytes so far; returns why that was not possible, or ''."""
     try:
@@ -73,6 +78,15 @@ def free_in_heap() -> int | None:
     _libc.mallinfo2.restype = _MallInfo
     used = int(_libc.mallinfo2().uordblks)
     return max(pages.raw.count(b"\x01") * mmap.PAGESIZE - used, 0)
+
+
+def allocated() -> int:
+    """Bytes in use that were asked of the C library, tensors and all else [B]; 0 where it does not say."""
+    if _libc is None or not hasattr(_libc, "mallinfo2"):
+        return 0
+    _libc.mallinfo2.restype = _MallInfo
+    info = _libc.mallinfo2()
+    return int(info.uordblks + info.hblkhd)
 
 
 def in_files(holdings: Mapping[str, Iterable[Tensor]]) -> dict[str, list[Tensor]]:

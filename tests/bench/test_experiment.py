@@ -38,6 +38,7 @@ def test_every_mistake_at_once() -> None:
                 {"workload": "grounded_chat", "arms": ["autoregressive", {"technique": "prompt_lookup", "ngram": 99}]},
                 {"workload": "grounded_chat", "arms": []},
                 "what",
+                {"workload": "grounded_chat", "arms": ["autoregressive"], "bursts": 0},
             ],
         }
     )
@@ -55,6 +56,7 @@ def test_every_mistake_at_once() -> None:
         "comparisons[3].arms[1].ngram: 99: input should be less than or equal to 16",
         "comparisons[4].arms: a list of at least one technique",
         "comparisons[5]: a mapping",
+        "comparisons[6].bursts: 0: a number from 1 to 100",
     ]
     for start in expected:
         assert any(line.startswith(start) for line in found), (start, found)

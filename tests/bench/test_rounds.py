@@ -31,8 +31,7 @@ def test_bursts_are_interleaved_and_mirrored(monkeypatch: pytest.MonkeyPatch) ->
     raw = {
         "name": "x",
         "model": "tiny:llama",
-        "bursts": 4,
-        "comparisons": [{"workload": "grounded_chat", "arms": ["autoregressive", "prompt_lookup"]}],
+        "comparisons": [{"workload": "grounded_chat", "arms": ["autoregressive", "prompt_lookup"], "bursts": 4}],
     }
     checked = experiment.check(raw, "x")
     asked: list[tuple[str, str, int]] = []

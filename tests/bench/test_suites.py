@@ -58,6 +58,14 @@ def test_set_finds_its_owner() -> None:
     assert RAW["comparisons"][0]["workload"] == "grounded_chat", "the original is left alone"
 
 
+def test_what_the_command_line_says_holds_in_every_comparison() -> None:
+    own = {**RAW, "comparisons": [{**RAW["comparisons"][0], "bursts": 6}, RAW["comparisons"][1]]}
+    assert [one.bursts for one in experiment.check(own, "x").comparisons] == [6, 2]
+    raw = suites.override(own, ["bursts=4"])
+    assert [one.bursts for one in experiment.check(raw, "x").comparisons] == [4, 4]
+    assert [one.bursts for one in experiment.check({**own, "quick": True}, "x").comparisons] == [1, 1]
+
+
 def test_a_list_is_an_axis() -> None:
     raw = suites.override(RAW, ["new_tokens=8,16"])
     assert raw["comparisons"][0]["workload"]["new_tokens"] == [8, 16]

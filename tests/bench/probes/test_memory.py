@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import mmap
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -30,7 +31,7 @@ def followed(prepared: Prepared, step: Callable[[Phase], None], steps: int = 1) 
     with StorageWatch("cpu", Gauge("cpu")):
         torch.ones(1)  # a process' first mode imports 70 MB
     resident.give_back()
-    probe = MemoryProbe(prepared, "cpu", process_status())
+    probe = MemoryProbe(prepared, "cpu", resident.at_rest())
 
     def burst() -> Iterator[Step]:
         for _ in range(steps):
@@ -161,7 +162,7 @@ def test_views_count_once_or_the_parts_exceed_the_peak(
     monkeypatch.setattr(memory, "StorageWatch", watch)
     prepared = Prepared(nn.Linear(2, 2))
     resident.give_back()
-    before = process_status()
+    before = resident.at_rest()
     cache = mebibytes(64)
     prepared.components["kv_cache"] = lambda: [cache, *(cache[layer:] for layer in range(30))]
     probe = MemoryProbe(prepared, "cpu", before)
@@ -174,6 +175,51 @@ def test_views_count_once_or_the_parts_exceed_the_peak(
         assert report["explained"] > 1.5
         assert report["excess"] > 20 * 64 * MIB
         assert report["rest"] == 0
+
+
+def planted(take: Callable[[], Any]) -> dict[str, Any]:
+    """A burst in which something other than a tensor takes memory."""
+    resident.give_back()
+    probe = MemoryProbe(Prepared(nn.Linear(2, 2)), "cpu", resident.at_rest())
+    held: list[Any] = []
+
+    def burst() -> Iterator[Step]:
+        held.append(take())
+        yield Step("decode", 1)
+
+    probe.follow(burst())
+    return probe.read()
+
+
+def test_what_libraries_ask_the_c_library_for_is_named() -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype = ctypes.c_void_p
+    places: list[int] = []
+
+    def take() -> None:
+        places.append(libc.malloc(ctypes.c_size_t(64 * MIB)))
+        ctypes.memset(places[0], 1, 64 * MIB)
+
+    report = planted(take)
+    libc.free(ctypes.c_void_p(places[0]))
+    assert report["parts"]["libraries"] == pytest.approx(64 * MIB, rel=0.05)
+    assert report["rest"] < 0.1 * 64 * MIB
+
+
+def test_tensors_are_not_named_a_second_time() -> None:
+    report = planted(lambda: mebibytes(64))
+    assert report["parts"]["activations"] == 64 * MIB
+    assert report["parts"]["libraries"] < 0.05 * 64 * MIB
+
+
+def test_what_nobody_asked_the_c_library_for_stays_unexplained() -> None:
+    def take() -> mmap.mmap:
+        mapped = mmap.mmap(-1, 64 * MIB)
+        mapped.write(b"\x01" * 64 * MIB)
+        return mapped
+
+    report = planted(take)
+    assert report["rest"] > 0.8 * 64 * MIB, "a part that explains everything would explain nothing"
 
 
 def test_what_an_operation_takes_inside_itself_is_named() -> None:
