@@ -1,32 +1,51 @@
-"""The same as the command line, from Python: `run(config)` -> a run's folder with its records and table."""
+"""The same as the command line, from Python: `run("decoding")` -> a run's folder with its records and table."""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import embedded, experiment, kept, manifest, models, outcome, plan, record, store, yaml_file
+from bench import embedded, experiment, kept, manifest, models, outcome, plan, record, remaining, store, suites
 from bench.anonymous import anonymous
-from bench.errors import ModelError, UsageError
-from bench.lock import machine_lock
+from bench.errors import ModelError, StoreError, UsageError
+from bench.lock import folder_lock, machine_lock
 from bench.report import files, table
 from bench.runner import Event, Runner
+
+Config = str | Path | Iterable[str | Path] | Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came out."""
+    """What came out: a folder and what its records say."""
 
     store: store.Run
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """A run that is stored already.
+
+        Raises:
+            UsageError: the folder holds none.
+        """
+        return cls(store.Run.open(Path(folder)))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
 
     @property
     def folder(self) -> Path:
         return self.store.folder
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What ran, on what, with which config."""
+        return self.store.manifest
 
     def records(self) -> list[dict[str, Any]]:
         return list(self.store.records([]))
@@ -36,14 +55,31 @@ class Run:
         return outcome.rows(self.records())
 
     def table(self) -> list[dict[str, Any]]:
-        """One mapping per cell and metric: what a DataFrame takes."""
+        """One flat mapping per arm and metric, all with the same keys: `pandas.DataFrame(run.table())` takes it."""
         return table.flat(self.rows())
 
 
 def prepare(
-    config: str | Path | Mapping[str, Any], origin: str = "config", **settings: Any
+    config: Config = (),
+    origin: str = "config",
+    *,
+    model: str | None = None,
+    data: str | Path | None = None,
+    seed: int | None = None,
+    settings: str | Iterable[str] = (),
+    **fields: Any,
 ) -> tuple[experiment.Experiment, str, str]:
-    """Check a config; returns the experiment, its device and its dtype.
+    """Turn what is wanted into a checked experiment; returns it with its device and its dtype.
+
+    Args:
+        config: a YAML file, the name of a config, family or technique, several of them, what a file would hold, or
+            nothing: the suite for this machine.
+        origin: names a config that is no file in error messages.
+        model: the target of every comparison.
+        data: a file of your own, for every workload that reads one.
+        seed: the one seed to run.
+        settings: KEY=VALUE as after `--set`; a list of values, `workload.items=8,16`, spans an axis.
+        fields: any of `experiment.Settings`: device, draft, max_time, quick, replicates ...; None is left as it is.
 
     Raises:
         UsageError: the config, the device or a setting is wrong.
@@ -51,59 +87,91 @@ def prepare(
     if isinstance(config, Mapping):
         raw = dict(config)
     else:
-        raw, origin = yaml_file.load(Path(config)), str(config)
-    raw.update({key: value for key, value in settings.items() if value is not None})
+        words = [config] if isinstance(config, str | Path) else config
+        raw, origin = suites.find(map(str, words), fields.get("device") or "auto")
+    raw.update({key: value for key, value in fields.items() if value is not None})
+    if model is not None:
+        raw = suites.retarget(raw, model)
+    if seed is not None:
+        raw["seeds"] = [seed]
+    raw = suites.override(raw, [settings] if isinstance(settings, str) else settings)
+    if data is not None:
+        if not Path(data).exists():
+            raise UsageError(f"data {data}: no such file")
+        raw = suites.override(raw, [f"workload.path={data}"])
     checked = experiment.check(raw, origin)
     device = manifest.resolve_device(checked.settings.device)
     return checked, device, manifest.resolve_dtype(checked.settings.dtype, device)
 
 
 def run(
-    config: str | Path | Mapping[str, Any],
-    out: Path | None = None,
+    config: Config = (),
+    out: str | Path | None = None,
     resume: bool = False,
     say: Callable[[Event], None] = lambda event: None,
     argv: tuple[str, ...] = (),
     plugins: tuple[str, ...] = (),
     lock: Path | None = None,
-    **settings: Any,
+    **wanted: Any,
 ) -> Run:
     """Run an experiment to its end, or to its time limit.
 
     Args:
-        config: a YAML file, or what it would hold.
+        config: as `prepare` takes it: `"decoding"`, `"my.yaml"`, a mapping ...
         out: where results go; `results/` of the checkout if None.
         resume: go on with the newest run of this config instead of starting one.
-        say: takes an event at every stage and finished cell.
+        say: takes an event at every stage, burst and finished cell.
         argv: the command line, for the record.
         plugins: modules that workers import besides the registered plug-ins.
         lock: the machine-wide lock's file; tests bring their own.
-        settings: replace the config's settings of the same name.
+        wanted: what else `prepare` takes: model, data, seed, settings, and fields as quick, max_time, replicates.
 
     Raises:
         UsageError: the config is wrong, or its plan exceeds its limit.
         Busy: another run is timing on this machine.
     """
-    checked, device, dtype = prepare(config, **settings)
+    checked, device, dtype = prepare(config, **wanted)
     plan.check(checked, device, dtype)
     if embedded.NAME in {checked.settings.draft, *(one.model for one in checked.comparisons)}:
         embedded.ensure(lambda line: say({"event": "note", "text": line}))
     for name in sorted({one.model for one in checked.comparisons} | {checked.settings.draft or embedded.NAME}):
         if models.kind_of(name) == "hub" and not models.at_hand(name):
             raise ModelError(f"model {name!r} is not in the local cache, and the hub does not answer for it")
-    out = out or store.results_folder()
+    out = Path(out) if out else store.results_folder()
     facts = anonymous(manifest.collect(device, dtype, argv))
-    with machine_lock(f"experiment {checked.settings.name}", lock), _terminable():
-        folder = _resumed(out, checked, facts) if resume else _new(out, checked, facts)
-        say({"event": "start", "folder": str(folder.folder), "seconds": plan.total(checked, device, dtype)})
-        try:
-            Runner(checked, folder, facts, say, plugins).go()
-            folder.write_manifest({**folder.manifest, "ended": _now()})
-        finally:
-            files.write(folder)
-            folder = folder.move(_place(out, checked, facts, folder.records([])))
-            say({"event": "end", "folder": str(folder.folder)})
-    return Run(folder)
+    owner = f"experiment {checked.settings.name}"
+    with machine_lock(owner, lock), _terminable():
+        folder = _found(out, checked, facts) if resume else _new(out, checked, facts)
+        with folder_lock(folder.folder, owner) as held:
+            if resume:
+                _reopen(folder, say)
+            ahead = remaining.ahead(checked, device, dtype, folder)
+            say({"event": "start", "folder": str(folder.folder), **ahead})
+            try:
+                Runner(checked, folder, facts, say, plugins).go()
+                folder.write_manifest({**folder.manifest, "ended": _now()})
+            except BaseException:
+                with suppress(StoreError):  # the first error is the one to tell
+                    _conclude(folder, held, out, checked, facts, say)
+                raise
+            return Run(_conclude(folder, held, out, checked, facts, say))
+
+
+def _conclude(
+    folder: store.Run,
+    held: Path,
+    out: Path,
+    checked: experiment.Experiment,
+    facts: dict[str, Any],
+    say: Callable[[Event], None],
+) -> store.Run:
+    """Draw what people read, and put the run where its stamps say that it belongs."""
+    held.unlink(missing_ok=True)
+    for line in files.write(folder):
+        say({"event": "note", "text": f"left out: {line}"})
+    folder = folder.move(_place(out, checked, facts, folder.records([])))
+    say({"event": "end", "folder": str(folder.folder)})
+    return folder
 
 
 def _place(
@@ -116,24 +184,29 @@ def _place(
 
 def _new(out: Path, checked: experiment.Experiment, facts: dict[str, Any]) -> store.Run:
     folder = store.Run.create(_place(out, checked, facts), facts["device"]["name"], facts["code"]["commit"])
-    folder.write_manifest(
-        {
-            "experiment": checked.settings.name,
-            "started": _now(),
-            "ended": None,
-            "argv": facts["argv"],
-            "config": dict(checked.raw),
-            "config_sha256": checked.hash,
-            "environment": facts,
-            "calibration": kept.known("calibration", facts),
-            "determinism": kept.known("determinism", facts),
-            "cells": [cell.id for cell in checked.cells()],
-        }
-    )
+    try:
+        folder.write_manifest(
+            {
+                "experiment": checked.settings.name,
+                "started": _now(),
+                "ended": None,
+                "argv": facts["argv"],
+                "config": dict(checked.raw),
+                "config_sha256": checked.hash,
+                "environment": facts,
+                "calibration": kept.known("calibration", facts),
+                "determinism": kept.known("determinism", facts),
+                "cells": [cell.id for cell in checked.cells()],
+            }
+        )
+    except StoreError:
+        folder.folder.rmdir()
+        raise
     return folder
 
 
-def _resumed(out: Path, checked: experiment.Experiment, facts: dict[str, Any]) -> store.Run:
+def _found(out: Path, checked: experiment.Experiment, facts: dict[str, Any]) -> store.Run:
+    """The newest run of this config, if it can go on here."""
     folder = store.newest(out, checked.settings.name, checked.hash)
     changed = manifest.lasting_differences(folder.manifest["environment"], facts)
     if changed:
@@ -141,10 +214,21 @@ def _resumed(out: Path, checked: experiment.Experiment, facts: dict[str, Any]) -
             f"{folder.folder} was run in another environment ({', '.join(changed[:4])}); start a new run "
             f"without --resume"
         )
-    for one in folder.records([]):
-        if one["status"] not in {"ok", "unsupported"}:
-            folder.forget(one["cell"])
     return folder
+
+
+def _reopen(folder: store.Run, say: Callable[[Event], None]) -> None:
+    """Keep the cells that are finished; what was measured of the others is where they go on."""
+    folder.tidy()
+    damaged: list[str] = []
+    readable = {one["cell"]: one for one in folder.records(damaged)}
+    for line in damaged:
+        say({"event": "note", "text": f"measured again: {line}"})
+    for cell in folder.manifest["cells"]:
+        if cell not in readable:
+            folder.forget(cell)
+        elif readable[cell]["status"] not in {"ok", "unsupported"}:
+            folder.reopen(cell, record.parts(readable[cell]))
 
 
 @contextmanager

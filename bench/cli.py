@@ -6,17 +6,19 @@ Exit codes: 0 all well, 1 a regression or a failed gate, 2 wrong usage, 3 some c
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bench.experiment import Experiment
     from bench.outcome import Row
 
 app = typer.Typer(
@@ -52,47 +54,37 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per event.")] = False,
 ) -> None:
     """Measure techniques against their baselines and write a run to results/."""
-    from rich.console import Console
+    from bench import api
+    from bench.report import terminal
+    from bench.report.progress import INTERRUPTED, Progress
 
-    from bench import api, plan, suites
-    from bench.report import cards, terminal
-
-    raw, origin = suites.find(wanted or [], device or "auto")
-    given = {"draft": draft, "max_time": max_time, "device": device, "quick": quick or None}
-    raw.update({key: value for key, value in given.items() if value is not None})
-    if model is not None:
-        raw = suites.retarget(raw, model)
-    if seed is not None:
-        raw["seeds"] = [seed]
-    raw = suites.override(raw, settings or [])
-    if data is not None:
-        if not data.exists():
-            raise UsageError(f"--data {data}: no such file")
-        raw = suites.override(raw, [f"workload.path={data}"])
+    asked: dict[str, Any] = {"model": model, "draft": draft, "data": data, "max_time": max_time, "seed": seed}
+    asked |= {"settings": settings or [], "device": device, "quick": quick or None}
     console = _console()
     if dry_run:
-        checked, kind, dtype = api.prepare(raw, origin)
-        cards.plan(plan.stages(checked, kind, dtype), console)
+        _plan(*api.prepare(wanted or [], **asked), as_json)
         return
-    progress = terminal.Progress(console, as_json)
-
-    def say(event: dict[str, Any]) -> None:
-        progress(event)
-        if event["event"] == "comparison" and not as_json:
-            from bench import outcome, store
-
-            shown = outcome.rows(store.Run(Path(progress.folder)).records([]))
-            terminal.draw_one(event["comparison"], shown[event["comparison"]], console)
-
     try:
-        done = api.run(raw, out, resume, say, tuple(sys.argv[1:]), origin=origin)
+        with Progress(console, as_json) as progress:
+            done = api.run(wanted or [], out, resume, progress, tuple(sys.argv[1:]), **asked)
+            progress.exit_code = _exit_code(done.rows())
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; finished cells are kept: the same command with --resume goes on")
-        raise typer.Exit(130) from None
+        print("interrupted; finished cells are kept: the same command with --resume goes on", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     if not as_json:
-        terminal.draw_end(done.rows(), done.store.manifest, console)
+        terminal.draw_end(done.rows(), done.manifest, console)
         console.print(f"\n{done.folder}/report.html", highlight=False, soft_wrap=True)
-    raise typer.Exit(_exit_code(done.rows()))
+    raise typer.Exit(progress.exit_code)
+
+
+def _plan(checked: Experiment, device: str, dtype: str, as_json: bool) -> None:
+    from bench import plan, remaining
+    from bench.report import cards
+
+    if as_json:
+        print(json.dumps({"event": "plan", "at": 0.0, **remaining.ahead(checked, device, dtype)}), flush=True)
+    else:
+        cards.plan(plan.stages(checked, device, dtype), _console())
 
 
 @app.command("list")
@@ -161,13 +153,10 @@ def doctor(
 
 
 def _determinism(wanted: list[str], model: str | None, settings: list[str], device: str | None, as_json: bool) -> int:
-    from bench import api, determinism, manifest, suites
+    from bench import api, determinism, manifest
     from bench.report import determinism as shown
 
-    raw, origin = suites.find(wanted, device or "auto")
-    if model is not None:
-        raw = suites.retarget(raw, model)
-    checked, kind, dtype = api.prepare(suites.override(raw, settings), origin, device=device)
+    checked, kind, dtype = api.prepare(wanted, model=model, settings=settings, device=device)
     console = _console()
     report = determinism.Examination(
         checked, manifest.collect(kind, dtype), lambda event: shown.tell(event, console, as_json)
@@ -183,18 +172,20 @@ def _determinism(wanted: list[str], model: str | None, settings: list[str], devi
 def _calibrate(device: str | None, as_json: bool) -> int:
     from bench import calibration, kept, manifest
     from bench.report import calibration as shown
-    from bench.report import terminal
+    from bench.report.progress import Progress
 
     console = _console()
     kind = manifest.resolve_device(device or "auto")
     facts = manifest.collect(kind, manifest.resolve_dtype("auto", kind))
-    report = calibration.calibrate(facts, terminal.Progress(console, as_json), device=kind)
-    kept.keep(calibration.KIND, report)
-    if as_json:
-        print(json.dumps({"event": "report", **report}), flush=True)
-    else:
+    with Progress(console, as_json) as progress:
+        report = calibration.calibrate(facts, progress, device=kind)
+        kept.keep(calibration.KIND, report)
+        progress.exit_code = calibration.exit_code(report)
+        if as_json:
+            progress({"event": "report", **report})
+    if not as_json:
         shown.draw(report, console)
-    return calibration.exit_code(report)
+    return progress.exit_code
 
 
 @app.command()
@@ -204,12 +195,20 @@ def report(runs: list[Path]) -> None:
     from bench.report import files, terminal
 
     console = _console()
-    for folder in runs:
-        opened = store.Run.open(folder)
-        damaged = files.write(opened)
+    unreadable: list[StoreError] = []
+    for opened in [store.Run.open(folder) for folder in runs]:
+        try:
+            damaged = files.write(opened)
+        except StoreError as error:
+            unreadable.append(error)
+            continue
         terminal.draw(outcome.rows(opened.records(damaged=[])), opened.manifest, console)
         for line in damaged:
             console.print(f"left out: {line}", style="red", markup=False)
+    for one in unreadable:
+        print(f"error: {one}", file=sys.stderr)
+    if unreadable:
+        raise typer.Exit(StoreError.exit_code)
 
 
 @app.command()
@@ -265,31 +264,34 @@ def reproduce(
 
     Exit 0: none was contradicted; 1: one flipped or its intervals lie apart; 3: some cells did not finish.
     """
-    from bench import api, plan, rerun, store
+    from bench import api, rerun, store
     from bench import reproduce as again
-    from bench.report import cards, terminal
     from bench.report import reproduce as shown
+    from bench.report.progress import INTERRUPTED, Progress
 
     first = store.Run.open(run)
     if against is not None:
         if data or model or device or out or max_time or dry_run:
             raise UsageError("--against runs nothing: of the other options only --json goes with it")
-        second = store.Run.open(against)
+        found = again.against(first, store.Run.open(against))
+        if as_json:
+            print(json.dumps(shown.as_event(found)), flush=True)
     else:
         raw = rerun.settings(first, data or [], model or [], device, max_time)
         if dry_run:
-            cards.plan(plan.stages(*api.prepare(raw, str(run))), _console())
+            _plan(*api.prepare(raw, str(run)), as_json)
             return
-        progress = terminal.Progress(_console(), as_json)
         try:
-            second = api.run(raw, out, say=progress, argv=tuple(sys.argv[1:]), origin=str(run)).store
+            with Progress(_console(), as_json) as progress:
+                second = api.run(raw, out, say=progress, argv=tuple(sys.argv[1:]), origin=str(run)).store
+                found = again.against(first, second)
+                progress.exit_code = found.exit_code
+                if as_json:
+                    progress(shown.as_event(found))
         except KeyboardInterrupt:
             print(f"interrupted: bench reproduce {run} --against {progress.folder} says what held", file=sys.stderr)
-            raise typer.Exit(130) from None
-    found = again.against(first, second)
-    if as_json:
-        print(json.dumps(shown.as_event(found)), flush=True)
-    else:
+            raise typer.Exit(INTERRUPTED) from None
+    if not as_json:
         shown.draw(found, _console())
     raise typer.Exit(found.exit_code)
 
@@ -297,9 +299,10 @@ def reproduce(
 def _console() -> Console:
     from rich.console import Console
 
-    console = Console()
-    # a pipe has no width: let tables be as wide as they need
-    return console if console.is_terminal else Console(width=200)
+    if sys.stdout.isatty():
+        return Console()
+    # a pipe has no width: let tables be as wide as they need, and no status is drawn even where colours are forced
+    return Console(width=200, force_interactive=False)
 
 
 def _exit_code(comparisons: dict[str, list[Row]]) -> int:
@@ -316,6 +319,9 @@ def main() -> None:
     except BenchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except BrokenPipeError:  # as of `bench run | head`: there is nobody left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BenchError.exit_code)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from bench import embedded, kept
 from bench.difference import BOUND, DIFFERENT, EQUAL, WITHIN, Difference, compare, compared
 from bench.experiment import Arm, Comparison, Experiment
 from bench.process import CellFailure, Worker
-from bench.runner import START_LIMIT, Say
+from bench.runner import Say
+from bench.workers import Workers
 
 KIND = "determinism"
 """Names its reports in the user's cache."""
@@ -72,7 +73,7 @@ class Examination:
         self.seed = experiment.settings.seeds[0]
         self.facts = facts
         self.say = say
-        self.plugins = plugins
+        self.workers = Workers(experiment.settings, facts, plugins)
 
     def go(self) -> dict[str, Any]:
         """The report: what it was made on, and a row per `build` and per arm."""
@@ -98,7 +99,7 @@ class Examination:
         head = {"comparison": comparison.id, "family": comparison.family, "model": comparison.model}
 
         def build(worker: Worker) -> Outcome:
-            self._open(worker, comparison, None)
+            self.workers.open(worker, comparison, self.seed, None)
             answer = worker.ask("build", self.settings.cell_timeout)
             return Outcome("ok", compared={"built": answer["built"]}, answer=answer)
 
@@ -120,9 +121,8 @@ class Examination:
         limit = self.settings.cell_timeout
 
         def quality(worker: Worker) -> Outcome:
-            self._open(worker, comparison, inputs)
-            parameters = arm.technique.model_dump(mode="json")
-            worker.ask("prepare", limit, arm=arm.label, technique=arm.name, parameters=parameters)
+            self.workers.open(worker, comparison, self.seed, {"built": inputs})
+            self.workers.prepare(worker, arm)
             answer = worker.ask("quality", limit, arm=arm.label, reference=reference)
             worker.ask("close", limit, arm=arm.label)
             return Outcome("ok", compared=compared(answer["quality"]), answer=answer)
@@ -147,31 +147,18 @@ class Examination:
         return outcomes[0], row
 
     def _pair(self, comparison: Comparison, act: Act, change: Change) -> list[Outcome]:
-        setting = {
-            "model": comparison.model,
-            "others": {"draft": self.settings.draft} if self.settings.draft else {},
-            "device": self.facts["device"]["kind"],
-            "dtype": self.facts["device"]["dtype"],
-            "plugins": list(self.plugins),
-            **change.setting,
-        }
+        setting = {**self.workers.setting(comparison), **change.setting}
         outcomes = []
         with ExitStack() as stack:
             # both import at the same time, then they work one after the other: memory need hold only one
             workers = [stack.enter_context(Worker(setting, dict(change.environment))) for _ in range(2)]
             for worker in workers:
                 try:
-                    worker.ready(START_LIMIT)
                     outcomes.append(act(worker))
                 except CellFailure as failure:
                     outcomes.append(Outcome(failure.status, failure.reason))
                 worker.end()
         return outcomes
-
-    def _open(self, worker: Worker, comparison: Comparison, inputs: Any) -> None:
-        parameters = comparison.workload.model_dump(mode="json")
-        limit, name = self.settings.cell_timeout, comparison.workload_name
-        worker.ask("open", limit, workload=name, parameters=parameters, built=inputs, seed=self.seed)
 
 
 def _row(outcomes: list[Outcome], bound: float) -> dict[str, Any]:

@@ -70,17 +70,19 @@ class Row:
 
     def withholds(self, metric: Metric) -> bool:
         """A failed gate withholds all but quality: what is wrong has no speed."""
-        return self.status == "invalid" and metric.axis != "quality"
+        return metric.axis != "quality" and any(not gate["passed"] for one in self.records for gate in _gates(one))
 
 
 def status(record: Record) -> str:
     """A cell's status; `invalid` where a gate failed, `ungated` where none ran."""
-    if record["status"] != "ok":
-        return str(record["status"])
-    gates = (record["quality"] or {}).get("gates") or []
-    if not gates:
-        return "ungated"
-    return "ok" if all(gate["passed"] for gate in gates) else "invalid"
+    gates = _gates(record)
+    if record["status"] in {"ok", "skipped"} and not all(gate["passed"] for gate in gates):
+        return "invalid"
+    return "ungated" if record["status"] == "ok" and not gates else str(record["status"])
+
+
+def _gates(record: Record) -> list[dict[str, Any]]:
+    return (record["quality"] or {}).get("gates") or []
 
 
 def reason(record: Record) -> str:
@@ -106,7 +108,7 @@ def _judged(comparisons: dict[str, list[Row]]) -> dict[str, list[Row]]:
         for row in members:
             for axis in AXES:
                 metric, estimate, _ = row.shown(axis)
-                if estimate is not None and row.status in {"ok", "ungated", "invalid"}:
+                if estimate is not None and row.status in {"ok", "ungated", "invalid", "skipped"}:
                     asked.setdefault(metric.name, {})[comparison, row.arm] = estimate
     verdicts = {name: judge_all(GLOSSARY[name], estimates) for name, estimates in asked.items()}
     return {
@@ -139,11 +141,12 @@ def _rows(arms: Mapping[str, list[Record]]) -> list[Row]:
     found = []
     for records in arms.values():
         first = records[0]
-        base = None
+        own, base = list(records), None
         if first["arm"] != first["baseline"]:
-            base = units.of(_matching(arms.get(first["baseline"], []), records))
+            own, others = _side_by_side(own, _matching(arms.get(first["baseline"], []), records))
+            base = units.of(others)
         estimates = {}
-        for name, (values, unit) in units.of(records).items():
+        for name, (values, unit) in units.of(own).items():
             other = None if base is None else base.get(name, ({}, unit))[0]
             estimate = stats.compare(GLOSSARY[name], values, other, unit, _confidence(first, unit))
             if estimate is not None:
@@ -156,6 +159,29 @@ def _matching(base: list[Record], records: list[Record]) -> list[Record]:
     """The baseline's valid records, under the seeds that the arm finished."""
     seeds = {record["seed"] for record in records if record["status"] == "ok"}
     return [one for one in base if status(one) in {"ok", "ungated"} and (one["seed"] in seeds or not seeds)]
+
+
+def _side_by_side(arm: list[Record], base: list[Record]) -> tuple[list[Record], list[Record]]:
+    """Both with only the rounds that they ran in turn with each other: between two times, a machine is another.
+
+    An arm that was finished later than its baseline, or earlier, keeps the other's rounds of that time beside its own.
+    Where no round is shared, the arm keeps its own and the baseline none.
+    """
+    if not base:
+        return arm, base
+    own, other = _rounds(arm[0], base[0]), _rounds(base[0], arm[0])
+    shared = sorted(own.keys() & other.keys(), key=lambda key: key[0])
+    kept = [own[key] for key in shared] or arm[0]["rounds"]
+    return (
+        [{**arm[0], "rounds": kept}, *arm[1:]],
+        [{**base[0], "rounds": [other[key] for key in shared]}, *base[1:]],
+    )
+
+
+def _rounds(record: Record, other: Record) -> dict[tuple[int, float | None], Record]:
+    """An arm's rounds by number and time, whichever of two records holds them."""
+    again = other.get("beside", {}).get(record["arm"], ())
+    return {(part["round"], part.get("started")): part for part in (*record["rounds"], *again)}
 
 
 def _confidence(record: Record, unit: stats.Unit) -> float:

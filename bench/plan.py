@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bench import models
 from bench.errors import UsageError
@@ -40,11 +40,17 @@ class Stage:
     """One line of the plan."""
 
     comparison: str
-    what: str
+    stage: Literal["build", "quality", "timing"]
+    pieces: int
+    """How many builds, scorings or rounds it consists of."""
     processes: int
     start: float
     work: float | None
     """None: the model's size is not known before it is read."""
+
+    @property
+    def what(self) -> str:
+        return "timing and memory" if self.stage == "timing" else self.stage
 
     @property
     def total(self) -> float:
@@ -76,7 +82,8 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
         bursts = burst.times(rounds * arms * (one.bursts + 2 + settings.profile))
 
         def stage(
-            what: str,
+            name: Literal["build", "quality", "timing"],
+            pieces: int,
             processes: int,
             work: Work,
             one: Comparison = one,
@@ -84,13 +91,14 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
             at_once: int = 1,
         ) -> Stage:
             if settings.inline:
-                processes = 1 if what == "build" else 0
+                processes = 1 if name == "build" else 0
             estimate = None if count is None else seconds(work, count, dtype, speed)
-            return Stage(one.id, what, processes, processes * speed.start / min(at_once, 2), estimate)
+            start = processes * speed.start / min(at_once, 2)
+            return Stage(one.id, name, pieces, processes, start, estimate)
 
-        yield stage("build", 1, build)
-        yield stage("quality", arms * seeds, scored.times(arms * seeds))
-        yield stage("timing and memory", arms * rounds, bursts, at_once=arms)
+        yield stage("build", 1, 1, build)
+        yield stage("quality", arms * seeds, arms * seeds, scored.times(arms * seeds))
+        yield stage("timing", rounds, arms * rounds, bursts, at_once=arms)
 
 
 def seconds(work: Work, parameters: int, dtype: str, speed: Speed) -> float:

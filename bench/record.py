@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bench.experiment import Cell, Settings
@@ -14,12 +15,14 @@ def assemble(
     rounds: list[dict[str, Any]],
     inputs: dict[str, Any],
     environment: dict[str, Any],
+    beside: dict[str, list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
     """A cell's record, but for how it ended.
 
     Args:
         quality: answer of the quality pass; empty if it did not come to that.
         rounds: what was measured in each round that the cell finished.
+        beside: arm -> rounds of arms that were finished before and were run once more, beside this one.
         inputs: what the comparison's arms shared.
     """
     return {
@@ -32,11 +35,26 @@ def assemble(
         "quality_peak": quality.get("peak"),
         "prepared": quality.get("prepared"),
         "rounds": rounds,
+        "beside": beside or {},
         "looks": list(settings.looks),
         "rounds_reason": "" if rounds else _why_untimed(cell, settings),
         "stamps": stamps(settings, rounds, environment),
         "environment": environment,
     }
+
+
+def parts(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a record was put together from, by the names of its parts: the cell can go on from them."""
+    if record["quality"]:
+        yield "quality", {"quality": record["quality"], "peak": record["quality_peak"], "prepared": record["prepared"]}
+    for part in record["rounds"]:
+        yield f"round-{part['round']}", part
+    again: dict[int, dict[str, Any]] = {}
+    for arm, rounds in record.get("beside", {}).items():
+        for part in rounds:
+            again.setdefault(part["round"], {})[arm] = part
+    for number, arms in again.items():
+        yield f"beside-{number}", arms
 
 
 def identity(cell: Cell) -> dict[str, Any]:

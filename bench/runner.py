@@ -10,20 +10,19 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from bench import outcome, record
-from bench.experiment import Arm, Cell, Comparison, Experiment
+from bench.experiment import Cell, Comparison, Experiment
 from bench.probes import load
-from bench.process import CellFailure, Worker, available_memory
+from bench.process import CellFailure, Worker
 from bench.store import Run
 from bench.worker import WARMUP
+from bench.workers import Workers
 
 TRIES = 3
 """A disturbed burst is repeated until it has been run this often."""
-START_LIMIT = 300.0
-"""Importing the libraries may take this long on a busy machine [s]."""
 TOGETHER_SHARE = 0.8
 """The processes of a round live side by side if their peaks fit in this share of the memory available."""
 
@@ -47,10 +46,9 @@ class Runner:
         self.run = run
         self.environment = environment
         self.say = say
-        self.plugins = plugins
+        self.workers = Workers(self.settings, environment, plugins)
         self.device: str = environment["device"]["kind"]
         self.deadline = time.monotonic() + self.settings.max_time
-        self._inline: Worker | None = None
 
     def go(self) -> None:
         """Run what is not there yet, comparison by comparison."""
@@ -59,12 +57,12 @@ class Runner:
             for comparison in self.experiment.comparisons:
                 if shared != (comparison.family, comparison.model):
                     shared = comparison.family, comparison.model
-                    self._end_inline()
+                    self.workers.end()
                 if any(not self.run.has(cell.id) for cell in self.experiment.cells(comparison)):
                     self._comparison(comparison)
                 self.say({"event": "comparison", "comparison": comparison.id, "family": comparison.family})
         finally:
-            self._end_inline()
+            self.workers.end()
 
     # one comparison
 
@@ -76,18 +74,37 @@ class Runner:
         for cell in pending:
             if self.run.part(cell.id, "quality") is None and not self._late(cell, inputs):
                 self._quality(cell, inputs)
-        timed = [c for c in pending if c.seed == self.settings.seeds[0] and not self.run.has(c.id)]
+        stopped = self._rounds(comparison, pending, inputs)
+        for cell in pending:
+            if not self.run.has(cell.id):
+                late = stopped and cell.seed == self.settings.seeds[0]
+                self._finish(cell, inputs, "skipped" if late else "ok", stopped if late else "")
+
+    def _rounds(self, comparison: Comparison, pending: list[Cell], inputs: dict[str, Any]) -> str:
+        """Time the cells that have their quality; returns why it stopped short, if it did."""
+        timed = [c for c in pending if c.seed == self.settings.seeds[0]]
+        companions = self._companions(comparison, timed)
         for number in range(self.settings.rounds):
             if number in self.settings.looks and self._settled(comparison, inputs):
                 break
-            missing = [c for c in timed if self.run.part(c.id, f"round-{number}") is None]
-            if missing and time.monotonic() < self.deadline:
-                # rounds are paired: whoever misses one runs it with all that still run
-                self._round(comparison, [c for c in timed if not self.run.has(c.id)], number, inputs)
             timed = [c for c in timed if not self.run.has(c.id)]
-        for cell in pending:
-            if not self.run.has(cell.id):
-                self._finish(cell, inputs, "ok", "")
+            if all(self.run.part(c.id, f"round-{number}") for c in timed):
+                continue
+            if time.monotonic() > self.deadline:
+                return f"{number} of {self.settings.rounds} rounds within {self._limit}; --resume goes on"
+            # rounds are paired: whoever misses one runs it with all that still run
+            self._round(comparison, timed, companions, number, inputs)
+        return ""
+
+    def _companions(self, comparison: Comparison, timed: list[Cell]) -> list[Cell]:
+        """Finished cells to run once more beside those to be timed: only what ran side by side is a pair."""
+        if not timed:
+            return []
+        finished = {one["cell"] for one in self.run.records([]) if one["status"] == "ok"}
+        found = [c for c in self.experiment.cells(comparison) if c.seed == timed[0].seed and c.id in finished]
+        if any(cell.arm is comparison.baseline for cell in timed):
+            return found
+        return [cell for cell in found if cell.arm is comparison.baseline]
 
     def _inputs(self, comparison: Comparison, pending: list[Cell]) -> dict[str, Any] | None:
         stored = self.run.inputs(comparison.id)
@@ -95,8 +112,8 @@ class Runner:
             return stored
         self._tell("build", comparison)
         try:
-            with self._lend(comparison) as worker:
-                self._open(worker, comparison, self.settings.seeds[0], None)
+            with self.workers.lend(comparison) as worker:
+                self.workers.open(worker, comparison, self.settings.seeds[0], None)
                 inputs: dict[str, Any] = worker.ask("build", self.settings.cell_timeout)
         except CellFailure as failure:
             for cell in pending:
@@ -110,12 +127,12 @@ class Runner:
         reference = None
         if cell.arm is not cell.comparison.baseline:
             base = Cell(cell.comparison, cell.comparison.baseline, cell.seed)
-            part = self.run.part(base.id, "quality") or self._finished_quality(base)
+            part = self._quality_of(base)
             reference = part["quality"] if part else None
         try:
-            with self._lend(cell.comparison) as worker:
-                self._open(worker, cell.comparison, cell.seed, inputs)
-                prepared = self._prepare(worker, cell.arm)
+            with self.workers.lend(cell.comparison) as worker:
+                self.workers.open(worker, cell.comparison, cell.seed, inputs)
+                prepared = self.workers.prepare(worker, cell.arm)
                 answer = worker.ask("quality", self.settings.cell_timeout, arm=cell.arm.label, reference=reference)
                 worker.ask("close", self.settings.cell_timeout, arm=cell.arm.label)
         except CellFailure as failure:
@@ -123,25 +140,32 @@ class Runner:
             return
         self.run.write_part(cell.id, "quality", {**answer, "prepared": prepared})
 
-    def _finished_quality(self, cell: Cell) -> dict[str, Any] | None:
-        for finished in self.run.records([]):
-            if finished["cell"] == cell.id and finished["quality"]:
-                return {"quality": finished["quality"]}
-        return None
+    def _quality_of(self, cell: Cell) -> dict[str, Any] | None:
+        """What the quality pass found, whether or not the cell is finished."""
+        part: dict[str, Any] | None = self.run.part(cell.id, "quality")
+        finished = (one for one in self.run.records([]) if one["cell"] == cell.id)
+        return part or next((dict(record.parts(one)).get("quality") for one in finished), None)
 
     # one round
 
-    def _round(self, comparison: Comparison, cells: list[Cell], number: int, inputs: dict[str, Any]) -> None:
+    def _round(
+        self, comparison: Comparison, timed: list[Cell], companions: list[Cell], number: int, inputs: dict[str, Any]
+    ) -> None:
         self._tell("timing", comparison, number=number)
-        order = list(cells)
+        order = [*timed, *companions]
         random.Random(f"{comparison.id} {self.settings.seeds[0]} {number}").shuffle(order)
-        together = not self.settings.inline and self._fit_together(cells)
+        together = not self.settings.inline and self._fit_together(order)
         groups = [order] if together else [[cell] for cell in order]
+        common = {"round": number, "started": round(time.time(), 3), "together": together}
         measured: dict[str, dict[str, Any]] = {}
         for group in groups:
             measured.update(self._group(comparison, group, number, inputs))
-        for cell_id, part in measured.items():
-            self.run.write_part(cell_id, f"round-{number}", {**part, "together": together})
+        beside = {cell.arm.label: {**common, **measured[cell.id]} for cell in companions if cell.id in measured}
+        for cell in timed:
+            if cell.id in measured:
+                if beside:
+                    self.run.write_part(cell.id, f"beside-{number}", beside)
+                self.run.write_part(cell.id, f"round-{number}", {**common, **measured[cell.id]})
 
     def _group(
         self, comparison: Comparison, cells: list[Cell], number: int, inputs: dict[str, Any]
@@ -150,7 +174,7 @@ class Runner:
         parts: dict[str, dict[str, Any]] = {}
         with ExitStack() as stack:
             # all start before the first is waited for: they import at the same time
-            workers = {cell.id: stack.enter_context(self._lend(comparison)) for cell in cells}
+            workers = {cell.id: stack.enter_context(self.workers.lend(comparison)) for cell in cells}
             alive = list(cells)
 
             def each(name: str, act: Callable[[Cell, Worker], None]) -> None:
@@ -160,11 +184,12 @@ class Runner:
                     except CellFailure as failure:
                         alive.remove(cell)
                         parts.pop(cell.id, None)
-                        self._fail(cell, inputs, failure, f"round {number}, {name}")
+                        if not self.run.has(cell.id):  # else it was run once more for the others' sake
+                            self._fail(cell, inputs, failure, f"round {number}, {name}")
 
             def warm_up(cell: Cell, worker: Worker) -> None:
-                self._open(worker, comparison, cell.seed, inputs)
-                prepared = self._prepare(worker, cell.arm)
+                self.workers.open(worker, comparison, cell.seed, inputs)
+                prepared = self.workers.prepare(worker, cell.arm)
                 warm = worker.ask("burst", limit, arm=cell.arm.label, index=WARMUP)
                 parts[cell.id] = {"prepared": prepared, "warmup": warm, "bursts": []}
 
@@ -201,7 +226,10 @@ class Runner:
 
     def _burst(self, cell: Cell, worker: Worker, index: int, pids: list[int]) -> Iterator[dict[str, Any]]:
         """One timed burst, repeated while somebody else disturbs it. All tries are kept, the last is used."""
+        bursts = cell.comparison.bursts
+        about = {"comparison": cell.comparison.id, "arm": cell.arm.label, "burst": index % bursts, "bursts": bursts}
         for attempt in range(TRIES):
+            self.say({"event": "burst", **about, "try": attempt})
             before = load.read(pids, self.device == "cuda")
             samples = worker.ask("burst", self.settings.cell_timeout, arm=cell.arm.label, index=index)
             around = load.between(before, load.read(pids, self.device == "cuda"))
@@ -211,76 +239,22 @@ class Runner:
                 return
 
     def _fit_together(self, cells: list[Cell]) -> bool:
-        peaks = [(self.run.part(cell.id, "quality") or {}).get("peak") for cell in cells]
+        peaks = [(self._quality_of(cell) or {}).get("peak") for cell in cells]
         known = [int(peak) for peak in peaks if peak]
-        return len(known) == len(cells) and sum(known) <= TOGETHER_SHARE * self._memory_for_workers()
-
-    def _memory_for_workers(self) -> int:
-        if self.device != "cuda":
-            return available_memory()
-        import pynvml
-
-        pynvml.nvmlInit()
-        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).free)
-
-    # workers
-
-    @contextmanager
-    def _lend(self, comparison: Comparison) -> Iterator[Worker]:
-        """A process of its own; inline, the family's one."""
-        if self.settings.inline:
-            if self._inline is None or not self._inline.alive:
-                self._end_inline()
-                self._inline = Worker(self._setting(comparison))
-            yield self._inline
-            return
-        with Worker(self._setting(comparison)) as worker:
-            yield worker
-
-    def _open(self, worker: Worker, comparison: Comparison, seed: int, inputs: dict[str, Any] | None) -> None:
-        worker.ready(START_LIMIT)
-        worker.ask(
-            "open",
-            self.settings.cell_timeout,
-            workload=comparison.workload_name,
-            parameters=comparison.workload.model_dump(mode="json"),
-            built=inputs["built"] if inputs else None,
-            seed=seed,
-        )
-
-    def _setting(self, comparison: Comparison) -> dict[str, Any]:
-        return {
-            "model": comparison.model,
-            "others": {"draft": self.settings.draft} if self.settings.draft else {},
-            "device": self.device,
-            "dtype": self.environment["device"]["dtype"],
-            "plugins": list(self.plugins),
-        }
-
-    def _end_inline(self) -> None:
-        if self._inline:
-            self._inline.end()
-            self._inline = None
-
-    def _prepare(self, worker: Worker, arm: Arm) -> dict[str, Any]:
-        prepared: dict[str, Any] = worker.ask(
-            "prepare",
-            self.settings.cell_timeout,
-            arm=arm.label,
-            technique=arm.name,
-            parameters=arm.technique.model_dump(mode="json"),
-        )
-        return prepared
+        return len(known) == len(cells) and sum(known) <= TOGETHER_SHARE * self.workers.memory()
 
     # records
 
     def _late(self, cell: Cell, inputs: dict[str, Any]) -> bool:
         if time.monotonic() < self.deadline:
             return False
-        limit = self.settings.max_time / 60
-        failure = CellFailure("skipped", f"the run's limit of {limit:.0f} min was reached; --resume goes on")
+        failure = CellFailure("skipped", f"not begun within {self._limit}; --resume goes on")
         self._fail(cell, inputs, failure, "quality")
         return True
+
+    @property
+    def _limit(self) -> str:
+        return f"the run's limit of {self.settings.max_time / 60:.0f} min"
 
     def _fail(self, cell: Cell, inputs: dict[str, Any], failure: CellFailure, where: str) -> None:
         self._finish(cell, inputs, failure.status, failure.reason, failure, where)
@@ -303,12 +277,18 @@ class Runner:
         self.say({"event": "cell", "cell": cell.id, "status": status, "reason": reason})
 
     def _assembled(self, cell: Cell, inputs: dict[str, Any]) -> dict[str, Any]:
-        parts = [self.run.part(cell.id, f"round-{number}") for number in range(self.settings.rounds)]
+        numbers = range(self.settings.rounds)
+        rounds = [part for number in numbers if (part := self.run.part(cell.id, f"round-{number}"))]
+        beside: dict[str, list[dict[str, Any]]] = {}
+        for number in numbers:
+            for arm, part in (self.run.part(cell.id, f"beside-{number}") or {}).items():
+                beside.setdefault(arm, []).append(part)
         return record.assemble(
             cell,
             self.settings,
             quality=self.run.part(cell.id, "quality") or {},
-            rounds=[{"round": number, **part} for number, part in enumerate(parts) if part],
+            rounds=rounds,
+            beside=beside,
             inputs=inputs,
             environment=self.environment,
         )
@@ -319,15 +299,7 @@ class Runner:
         going = [{**self._assembled(c, inputs), "status": "ok", "reason": ""} for c in cells if not self.run.has(c.id)]
         return outcome.settled([*finished, *going])
 
-    def _tell(self, stage: str, comparison: Comparison, cell: Cell | None = None, number: int = 0) -> None:
-        self.say(
-            {
-                "event": "stage",
-                "stage": stage,
-                "comparison": comparison.id,
-                "arm": cell.arm.label if cell else None,
-                "seed": cell.seed if cell else None,
-                "round": number,
-                "rounds": self.settings.rounds,
-            }
-        )
+    def _tell(self, stage: str, comparison: Comparison, cell: Cell | None = None, number: int | None = None) -> None:
+        arm, seed = (cell.arm.label, cell.seed) if cell else (None, None)
+        rounds = {"round": number, "rounds": self.settings.rounds}
+        self.say({"event": "stage", "stage": stage, "comparison": comparison.id, "arm": arm, "seed": seed, **rounds})

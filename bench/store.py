@@ -11,12 +11,14 @@ Every file is written aside and moved into place: there is no half-written one. 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,16 @@ SCHEMA = 1
 STATUSES = ("ok", "oom", "failed", "timeout", "unsupported", "skipped")
 APART = {"quick": "quick", "inline": "quick", "dirty": "dirty", "disturbed": "disturbed"}
 """Stamp -> the folder under results/ for runs that bear it; the first that holds decides."""
+
+
+KEYS: Mapping[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("cell", "comparison", "family", "arm", "baseline", "status", "reason"), str),
+    **dict.fromkeys(("technique", "workload", "primary", "environment"), dict),
+    **dict.fromkeys(("model", "quality"), (dict, type(None))),
+    **dict.fromkeys(("rounds", "stamps"), list),
+    "seed": int,
+}
+"""What every record holds, whichever version wrote it."""
 
 
 def results_folder() -> Path:
@@ -69,9 +81,14 @@ def write_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise StoreError(f"cannot write {path}: {error.strerror}; nothing half-written was left") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        if not isinstance(error, OSError):
+            raise
+        raise StoreError(
+            f"cannot write {path}: {error.strerror}; nothing half-written was left, and what was finished is kept"
+        ) from error
 
 
 def read_json(path: Path) -> Any:
@@ -93,16 +110,22 @@ class Run:
         """A new folder in `place`, named by time, device and commit.
 
         Raises:
-            StoreError: it cannot be made.
+            UsageError: it cannot be made there.
+            StoreError: the disk is full.
         """
-        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-        name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:40].strip("-")
-        folder = place / f"{stamp}_{name}_{(commit or 'nocommit')[:8]}"
-        try:
-            folder.mkdir(parents=True)
-        except OSError as error:
-            raise StoreError(f"cannot make {folder}: {error.strerror}; choose another with --out") from error
-        return cls(folder)
+        named = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")[:40].strip("-")
+        while True:
+            stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+            folder = place / f"{stamp}_{named}_{(commit or 'nocommit')[:8]}"
+            try:
+                folder.mkdir(parents=True)
+                return cls(folder)
+            except OSError as error:
+                if folder.is_dir():  # another run began in this second
+                    time.sleep(1)
+                    continue
+                kind = StoreError if error.errno in {errno.ENOSPC, errno.EDQUOT} else UsageError
+                raise kind(f"cannot make {folder}: {error.strerror}; choose another with --out") from error
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -117,8 +140,15 @@ class Run:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        manifest: dict[str, Any] = read_json(self.folder / "manifest.json")
-        return manifest
+        """What ran, on what, with which config.
+
+        Raises:
+            StoreError: it is damaged, or of another version of this program.
+        """
+        path = self.folder / "manifest.json"
+        manifest = read_json(path)
+        _check_schema(path, manifest)
+        return dict(manifest)
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         write_json(self.folder / "manifest.json", {"schema": SCHEMA, **anonymous(manifest)})
@@ -147,9 +177,11 @@ class Run:
         write_json(self.folder / "inputs" / f"{comparison}.json", inputs)
 
     def part(self, cell: str, name: str) -> Any:
-        """A measured part of an unfinished cell, None if it is not there."""
-        path = self.folder / "parts" / cell / f"{name}.json"
-        return read_json(path) if path.exists() else None
+        """A measured part of an unfinished cell, None if it is not there or cannot be read: it is measured again."""
+        try:
+            return read_json(self.folder / "parts" / cell / f"{name}.json")
+        except StoreError:
+            return None
 
     def write_part(self, cell: str, name: str, data: Any) -> None:
         write_json(self.folder / "parts" / cell / f"{name}.json", data)
@@ -158,10 +190,7 @@ class Run:
         """Move a cell's record into place and drop its parts."""
         assert record["status"] in STATUSES
         write_json(self.folder / "cells" / f"{cell}.json", {"schema": SCHEMA, **anonymous(record)})
-        shutil.rmtree(self.folder / "parts" / cell, ignore_errors=True)
-        parts = self.folder / "parts"
-        if parts.is_dir() and not any(parts.iterdir()):
-            parts.rmdir()
+        self._drop_parts()
 
     def has(self, cell: str) -> bool:
         return (self.folder / "cells" / f"{cell}.json").exists()
@@ -170,27 +199,64 @@ class Run:
         """Drop a record, so that the cell is run again."""
         (self.folder / "cells" / f"{cell}.json").unlink(missing_ok=True)
 
+    def reopen(self, cell: str, parts: Iterable[tuple[str, Any]]) -> None:
+        """Turn a record back into its parts, so that the cell goes on from them."""
+        for name, part in parts:
+            self.write_part(cell, name, part)
+        self.forget(cell)
+
+    def tidy(self) -> None:
+        """Remove what a killed run left: files that were never moved into place, parts of cells that are finished."""
+        for aside in self.folder.rglob(".*.tmp"):
+            aside.unlink(missing_ok=True)
+        self._drop_parts()
+
+    def _drop_parts(self) -> None:
+        """Of the cells that are finished."""
+        parts = self.folder / "parts"
+        for of_cell in parts.glob("*"):
+            if self.has(of_cell.name):
+                shutil.rmtree(of_cell, ignore_errors=True)
+        if parts.is_dir() and not any(parts.iterdir()):
+            parts.rmdir()
+
     def records(self, damaged: list[str] | None = None) -> Iterator[dict[str, Any]]:
         """All records in the order they were asked for; damaged or foreign ones are named and left out."""
-        order = {cell: index for index, cell in enumerate(self.manifest.get("cells", []))}
+        manifest = self.manifest
+        order = {cell: index for index, cell in enumerate(manifest.get("cells", []))}
         paths = sorted((self.folder / "cells").glob("*.json"), key=lambda p: order.get(p.stem, len(order)))
         for path in paths:
             try:
-                record = read_json(path)
-                if not isinstance(record, dict) or record.get("status") not in STATUSES:
-                    raise StoreError(f"{path.name} is no record")
-                if record.get("schema") != SCHEMA:
-                    raise StoreError(f"{path.name} has schema {record.get('schema')}, this program reads {SCHEMA}")
+                yield _record(path, manifest)
             except StoreError as error:
                 if damaged is None:
                     raise
                 damaged.append(str(error))
-            else:
-                yield record
+
+
+def _record(path: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises StoreError where a file is no record of this run that this program can read."""
+    record = read_json(path)
+    _check_schema(path, record)
+    wrong = [key for key, kind in KEYS.items() if not isinstance(record.get(key, ...), kind)]
+    if wrong or record["status"] not in STATUSES:
+        raise StoreError(f"{path.name} is no record ({', '.join(wrong) or 'status'})")
+    if record["cell"] != path.stem or path.stem not in manifest.get("cells", ()):
+        raise StoreError(f"{path.name} holds cell {record['cell']!r}, which this run has not under this name")
+    if record.get("config_sha256") != manifest.get("config_sha256"):
+        raise StoreError(f"{path.name} was made with another config")
+    return dict(record)
+
+
+def _check_schema(path: Path, data: Any) -> None:
+    if not isinstance(data, dict):
+        raise StoreError(f"{path} holds no mapping")
+    if data.get("schema") != SCHEMA:
+        raise StoreError(f"{path} has schema {data.get('schema')!r}, this program reads {SCHEMA}")
 
 
 def newest(out: Path, experiment: str, config_sha256: str) -> Run:
-    """The latest run of a config, in whichever folder it lies.
+    """The latest run of a config, in whichever folder it lies; those with a damaged manifest are left out.
 
     Raises:
         UsageError: there is none.
@@ -198,9 +264,15 @@ def newest(out: Path, experiment: str, config_sha256: str) -> Run:
     places = {place(out, experiment, [stamp]) for stamp in ("", *APART)}
     runs = [Run(path.parent) for each in places for path in each.glob("*/manifest.json")]
     runs.sort(key=lambda run: run.folder.name, reverse=True)
+    readable = []
+    damaged = ""
     for run in runs:
-        if run.manifest["config_sha256"] == config_sha256:
-            return run
-    if runs:
-        raise UsageError(f"{runs[0].folder} was run with another config; start a new run without --resume")
-    raise UsageError(f"no run of {experiment!r} under {out}; start one without --resume")
+        try:
+            if run.manifest.get("config_sha256") == config_sha256:
+                return run
+            readable.append(run)
+        except StoreError as error:
+            damaged = f" ({error})"
+    if readable:
+        raise UsageError(f"{readable[0].folder} was run with another config; start a new run without --resume{damaged}")
+    raise UsageError(f"no run of {experiment!r} under {out}; start one without --resume{damaged}")

@@ -10,17 +10,15 @@ TESTS = Path(__file__).parent
 sys.path.insert(0, str(TESTS))
 # workers import the known answers too
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")]))
+os.environ["OMP_NUM_THREADS"] = "1"  # tiny networks: a second thread costs more than it gives, here and in workers
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _plugins() -> None:
-    import torch
-
     from bench import registry
 
-    torch.set_num_threads(1)  # tiny networks: a second thread costs more than it gives
     registry.load_plugins()
     assert not registry.broken
 
@@ -30,9 +28,21 @@ def lock(tmp_path: Path) -> Path:
     return tmp_path / "lock"
 
 
+DEAR = (
+    "test_smoke.py",
+    "test_runner.py",
+    "test_disturbed.py",
+    "test_calibration.py",
+    "test_determinism.py",
+    "test_instrument.py",
+)
+"""Files that take longest, in this order: several processes, which divide the files, begin with them."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
+    items.sort(key=lambda item: DEAR.index(item.path.name) if item.path.name in DEAR else len(DEAR))
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

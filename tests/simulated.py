@@ -1,4 +1,4 @@
-"""Records as the runner would write them, of arms whose truth is known: what the statistics are tested on.
+"""Rounds as the runner would write them, of arms whose truth is known: what the statistics are tested on.
 
 A process has a level of its own; its steps are autocorrelated, and some are outliers.
 """
@@ -10,32 +10,10 @@ from typing import Any
 
 import numpy as np
 
-METRICS = {"quality": "nll", "latency": "time_per_step", "memory": "peak_memory"}
 STEPS = 15
 """Per burst."""
 AR = 0.3
 """Autocorrelation of neighbouring steps."""
-
-
-def record(arm: str, rounds: list[dict[str, Any]], **changes: Any) -> dict[str, Any]:
-    return {
-        "cell": arm,
-        "comparison": "c",
-        "family": "simulated",
-        "arm": arm,
-        "baseline": "base",
-        "seed": 0,
-        "status": "ok",
-        "reason": "",
-        "stamps": [],
-        "rounds": rounds,
-        "looks": [],
-        "quality": {"metrics": {}, "gates": [{"name": "true", "passed": True, "detail": ""}]},
-        "model": {"random": False},
-        "technique": {"trains": False},
-        "primary": METRICS,
-        **changes,
-    }
 
 
 def rounds(

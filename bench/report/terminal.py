@@ -1,10 +1,7 @@
-"""What the terminal shows: one table per comparison, lines while a run goes on."""
+"""What the terminal shows of results: one table per comparison, the overview, the warnings."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -96,45 +93,3 @@ def verdict(judgement: Judgement | None) -> str:
         return ""
     style = {"BETTER": "bold green", "WORSE": "bold red", "SAME": "bold"}.get(judgement.verdict, "yellow")
     return f"\n[{style}]{judgement.verdict}[/] [dim]{escape(judgement.reason)}[/dim]"
-
-
-class Progress:
-    """Says what runs and what is left, one line at a time; nothing is drawn while a burst runs."""
-
-    def __init__(self, console: Console, as_json: bool) -> None:
-        self.console = console
-        self.as_json = as_json
-        self.started = time.monotonic()
-        self.expected = 0.0
-        self.folder = ""
-
-    def __call__(self, event: dict[str, Any]) -> None:
-        if event["event"] == "start":
-            self.started, self.expected, self.folder = time.monotonic(), event["seconds"], event["folder"]
-        if self.as_json:
-            print(json.dumps(event), flush=True)
-            return
-        line = self._line(event)
-        if line:
-            self.console.print(line, highlight=False, markup=False, soft_wrap=True)
-        sys.stdout.flush()
-
-    def _line(self, event: dict[str, Any]) -> str:
-        clock = f"[{_minutes(time.monotonic() - self.started)} of ~{_minutes(self.expected)}]"
-        match event["event"]:
-            case "note":
-                return str(event["text"])
-            case "start":
-                return f"{event['folder']}: about {_minutes(event['seconds'])}"
-            case "stage" if event["stage"] == "timing":
-                return f"{clock} {event['comparison']}: round {event['round'] + 1} of {event['rounds']}"
-            case "stage":
-                arm = f" {event['arm']}" if event["arm"] else ""
-                return f"{clock} {event['comparison']}:{arm} {event['stage']}"
-            case "cell" if event["status"] != "ok":
-                return f"{clock} {event['cell']}: {event['status']}: {event['reason']}"
-        return ""
-
-
-def _minutes(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from simulated import record, rounds
+from fabricated import ended
+from simulated import rounds
 
 from bench import calibration, kept, registry, stats, units
 from bench.metrics import GLOSSARY
@@ -39,7 +40,7 @@ def timed(factor: float, arm: str, memory: float = 1.0, seed: int = 0) -> dict[s
             burst["samples"] = {"kind": kinds, "seconds": pairs, "tokens": [1] * len(pairs)}
         part["memory"]["peak"] *= memory / factor
     primary = {"quality": "output_nll", "latency": "tpot", "memory": "peak_memory"}
-    return record(arm, parts, family="decoding", primary=primary)
+    return ended(arm, rounds=parts, family="decoding", primary=primary)
 
 
 def records(slower: float = 1.10) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from fabricated import ended
 
 from bench import outcome
 from bench.report import table
@@ -13,24 +14,9 @@ def record(arm: str, tpot: float, nll: float, **changes: Any) -> dict[str, Any]:
     memory = {"peak": 100, "reserved": None, "named": 80, "largest": {}}
     rounds = [{"round": n, "bursts": [{"used": True, "samples": samples}], "memory": memory} for n in range(5)]
     gates = [{"name": "lossless", "passed": True, "detail": "equal"}]
-    return {
-        "cell": f"c.{arm}",
-        "comparison": "c",
-        "family": "decoding",
-        "arm": arm,
-        "baseline": "base",
-        "seed": 0,
-        "status": "ok",
-        "reason": "",
-        "stamps": [],
-        "rounds": rounds,
-        "quality": {"metrics": {"output_nll": [nll, nll + 1]}, "gates": gates},
-        "model": {"random": False},
-        "technique": {"trains": False},
-        "looks": [],
-        "primary": {"quality": "output_nll", "latency": "tpot", "memory": "peak_memory"},
-        **changes,
-    }
+    quality = {"metrics": {"output_nll": [nll, nll + 1]}, "gates": gates}
+    primary = {"quality": "output_nll", "latency": "tpot", "memory": "peak_memory"}
+    return ended(arm, **{"rounds": rounds, "quality": quality, "primary": primary, **changes})
 
 
 def rows(*records: dict[str, Any]) -> dict[str, outcome.Row]:

@@ -195,7 +195,7 @@ def test_a_tiny_run_is_made_again_from_its_folder_alone(tmp_path: Path, lock: Pa
     (made,) = second.records()
     assert (made["status"], made["environment"]["device"]["dtype"]) == ("ok", "float32")
     assert made["workload"]["parameters"]["path"].startswith("path:"), "where it lies here is not kept either"
-    first.finish(made["cell"], made)
+    first = run(tmp_path / "first", [made], config=config)
     found = reproduce.against(first, second)
     assert found.exit_code == 0
     assert not {"another data", "another device"} & set(found.differing)

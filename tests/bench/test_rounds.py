@@ -11,6 +11,7 @@ import pytest
 
 from bench import experiment, store
 from bench.runner import Runner
+from bench.workers import Workers
 
 
 class Scribe:
@@ -37,10 +38,10 @@ def test_bursts_are_interleaved_and_mirrored(monkeypatch: pytest.MonkeyPatch) ->
     asked: list[tuple[str, str, int]] = []
 
     @contextmanager
-    def lend(self: Runner, comparison: experiment.Comparison) -> Iterator[Scribe]:
+    def lend(self: Workers, comparison: experiment.Comparison) -> Iterator[Scribe]:
         yield Scribe(asked)
 
-    monkeypatch.setattr(Runner, "_lend", lend)
+    monkeypatch.setattr(Workers, "lend", lend)
     monkeypatch.setattr("bench.runner.load.between", lambda before, after: {"disturbed": False})
     runner = Runner(checked, None, {"device": {"kind": "cpu"}})
     (comparison,) = checked.comparisons
@@ -66,18 +67,18 @@ def test_a_run_that_extends_itself_stops_at_a_look(
     looked: list[int] = []
 
     @contextmanager
-    def lend(self: Runner, comparison: experiment.Comparison) -> Iterator[Scribe]:
+    def lend(self: Workers, comparison: experiment.Comparison) -> Iterator[Scribe]:
         yield Scribe([])
 
     def settled(records: list[dict[str, Any]]) -> bool:
         looked.append(len(records[0]["rounds"]))
         return looked[-1] == settled_at
 
-    monkeypatch.setattr(Runner, "_lend", lend)
+    monkeypatch.setattr(Workers, "lend", lend)
     monkeypatch.setattr("bench.runner.load.between", lambda before, after: {"disturbed": False})
     monkeypatch.setattr("bench.runner.outcome.settled", settled)
     run = store.Run.create(tmp_path, "cpu", None)
-    run.write_manifest({"cells": [cell.id for cell in checked.cells()]})
+    run.write_manifest({"cells": [cell.id for cell in checked.cells()], "config_sha256": checked.hash})
     environment = {"device": {"kind": "cpu", "dtype": "float32"}, "code": {"dirty": False}}
     Runner(checked, run, environment).go()
     records = list(run.records([]))

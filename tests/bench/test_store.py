@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
+import fabricated
 import pytest
 
 from bench import store
 from bench.errors import StoreError, UsageError
+
+
+def record(cell: str, **changes: object) -> dict[str, object]:
+    return {**fabricated.record(cell, rounds=0), "cell": cell, "config_sha256": "c", **changes}
 
 
 def made(tmp_path: Path) -> store.Run:
@@ -19,11 +26,16 @@ def test_a_run_is_named_by_time_device_and_commit(tmp_path: Path) -> None:
     assert made(tmp_path).folder.name.endswith("Z_amd-epyc-2-cores_01234567")
 
 
+def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    folders = {store.Run.create(tmp_path / "x", "cpu", None).folder for _ in range(2)}
+    assert len(folders) == 2
+
+
 def test_records_come_in_the_order_they_were_asked_for(tmp_path: Path) -> None:
     run = made(tmp_path)
     for cell in ("a", "b"):
         run.write_part(cell, "quality", {})
-        run.finish(cell, {"cell": cell, "status": "ok"})
+        run.finish(cell, record(cell))
     assert [r["cell"] for r in run.records()] == ["b", "a"]
     assert not (run.folder / "parts").exists()
 
@@ -49,16 +61,63 @@ def test_not_a_number_is_no_record(tmp_path: Path) -> None:
 
 def test_damaged_and_foreign_records_are_named_and_left_out(tmp_path: Path) -> None:
     run = made(tmp_path)
-    run.finish("a", {"cell": "a", "status": "ok"})
     cells = run.folder / "cells"
-    (cells / "b.json").write_text('{"cell": "b", "stat')
-    (cells / "c.json").write_text("[]")
-    (cells / "d.json").write_text('{"cell": "d", "status": "ok", "schema": 99}')
+    bad = {
+        "cut": (json.dumps({"schema": 1, **record("cut")})[:-40], "cannot read"),
+        "list": ("[]", "holds no mapping"),
+        "future": (json.dumps({**record("future"), "schema": 99}), "has schema 99, this program reads 1"),
+        "poor": (json.dumps({"schema": 1, "cell": "poor", "status": "ok"}), r"no record \(comparison, "),
+        "odd": (json.dumps({"schema": 1, **record("odd", status="fine")}), r"no record \(status\)"),
+        "rounds": (json.dumps({"schema": 1, **record("rounds", rounds={})}), r"no record \(rounds\)"),
+        "renamed": (json.dumps({"schema": 1, **record("a")}), "holds cell 'a'"),
+        "stranger": (json.dumps({"schema": 1, **record("stranger")}), "holds cell 'stranger'"),
+        "other": (json.dumps({"schema": 1, **record("other", config_sha256="d")}), "another config"),
+    }
+    run.write_manifest({"cells": ["b", "a", *set(bad) - {"stranger"}], "experiment": "x", "config_sha256": "c"})
+    run.finish("a", record("a"))
+    for name, (text, _) in bad.items():
+        (cells / f"{name}.json").write_text(text)
     damaged: list[str] = []
     assert [r["cell"] for r in run.records(damaged)] == ["a"]
-    assert len(damaged) == 3
+    assert len(damaged) == len(bad)
+    for name, (_, told) in bad.items():
+        (line,) = [line for line in damaged if f"{name}.json" in line]
+        assert re.search(told, line)
     with pytest.raises(StoreError):
         list(run.records())
+
+
+@pytest.mark.parametrize("text", ['{"cells": [', "[]", '{"schema": 2, "cells": []}', "{}"])
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path: Path, text: str) -> None:
+    run = made(tmp_path)
+    (run.folder / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match=r"manifest\.json"):
+        _ = run.manifest
+    with pytest.raises(UsageError, match=r"no run of 'x'.*manifest\.json"):
+        store.newest(tmp_path, "x", "c")
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    run.finish("a", record("a"))
+    run.write_part("a", "round-0", {"left": "between the record and the end of its parts"})
+    run.write_part("b", "round-0", {"kept": 1})
+    (run.folder / "cells" / ".b.json.77.tmp").write_text("{")
+    run.tidy()
+    assert not (run.folder / "parts" / "a").exists()
+    assert run.part("b", "round-0") == {"kept": 1}
+    assert [path.name for path in (run.folder / "cells").iterdir()] == ["a.json"]
+    run.finish("b", record("b"))
+    (run.folder / "parts").mkdir()
+    run.tidy()
+    assert not (run.folder / "parts").exists(), "an empty folder is nothing to go on from"
+
+
+def test_a_part_that_cannot_be_read_is_measured_again(tmp_path: Path) -> None:
+    run = made(tmp_path)
+    run.write_part("b", "round-0", {"kept": 1})
+    (run.folder / "parts" / "b" / "round-0.json").write_text("{")
+    assert run.part("b", "round-0") is None
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
@@ -70,7 +129,7 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 
 def test_an_out_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StoreError, match="--out"):
+    with pytest.raises(UsageError, match="--out"):
         store.Run.create(tmp_path / "file" / "x", "cpu", None)
 
 
@@ -103,7 +162,7 @@ def test_an_experiment_may_not_be_named_like_a_folder_apart(tmp_path: Path) -> N
 def test_a_run_is_moved_whole(tmp_path: Path) -> None:
     run = made(tmp_path)
     run.write_part("a", "quality", {"q": 1})
-    run.finish("b", {"cell": "b", "status": "ok"})
+    run.finish("b", record("b"))
     moved = run.move(tmp_path / "disturbed" / "x")
     assert moved.folder == tmp_path / "disturbed" / "x" / run.folder.name
     assert not run.folder.exists()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from fabricated import ended
 
 SCRIPT = "<script>alert('x')</script>"
 ENVIRONMENT = {
@@ -49,23 +50,16 @@ def arm(name: str, tpot: float = 0.1, peak: float = 1e9, nll: float = 2.0, **cha
             "reason": "",
         }
         rounds.append({"round": number, "bursts": [burst], "memory": memory})
-    return {
+    told = {
         "schema": 1,
         "cell": f"decoding.chat.{name}",
         "comparison": "decoding.chat",
         "family": "decoding",
-        "arm": name,
-        "baseline": "base",
-        "seed": 0,
-        "status": "ok",
-        "reason": "",
         "where": "",
         "detail": "",
         "curve": [],
-        "stamps": [],
         "rounds": rounds,
         "rounds_reason": "",
-        "looks": [],
         "quality": {
             "metrics": {"output_nll": [nll + 0.3 * rng.random() for _ in range(20)]},
             "gates": gates,
@@ -78,8 +72,8 @@ def arm(name: str, tpot: float = 0.1, peak: float = 1e9, nll: float = 2.0, **cha
         "workload": {"name": "chat", "parameters": {"items": 20, "path": ""}},
         "primary": {"quality": "output_nll", "latency": "tpot", "memory": "peak_memory"},
         "environment": ENVIRONMENT,
-        **changes,
     }
+    return ended(name, **{**told, **changes})
 
 
 def trained(name: str, seed: int, **changes: Any) -> dict[str, Any]:
