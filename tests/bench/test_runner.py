@@ -91,9 +91,18 @@ def test_failed_in_timing_keeps_its_quality(known: api.Run) -> None:
 
 
 def test_ten_milliseconds_are_read_within_five_percent(known: api.Run) -> None:
-    waits, still = (units.of([record(known, arm)])["tpot"][0] for arm in ("waits", "still"))
-    planted = statistics.median(waits.values()) - statistics.median(still.values())
-    assert planted == pytest.approx(0.010, rel=0.05)
+    """Of the quickest step: whatever else runs here makes a step slower, never quicker."""
+    waits, still = (
+        min(
+            seconds
+            for part in record(known, arm)["rounds"]
+            for burst in part["bursts"]
+            for kind, seconds in zip(burst["samples"]["kind"], burst["samples"]["seconds"], strict=True)
+            if kind == "decode"
+        )
+        for arm in ("waits", "still")
+    )
+    assert waits - still == pytest.approx(0.010, rel=0.05)
 
 
 def test_64_mebibytes_are_read_within_five_percent(known: api.Run) -> None:
