@@ -136,17 +136,25 @@ def differences(paired: Iterable[Pair], fields: Collection[str] = ()) -> list[st
         for a, b in zip(pair.before.records, pair.after.records, strict=True):
             for name, left, right in _identities(a, b):
                 if left != right and None not in (left, right) and (not fields or name in fields):
-                    found.append(f"another {name}" + (f" in {' '.join(pair.key)}" if name == "technique" else ""))
+                    where = {"workload": f" in {pair.key[0]}", "technique": f" in {' '.join(pair.key)}"}.get(name, "")
+                    found.append(f"another {name}{where}{_fields(left, right)}")
     return sorted(set(found))
 
 
-def _identities(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
-    def workload(record: Record) -> tuple[str, dict[str, Any]]:
-        parameters = record["workload"]["parameters"]
-        return record["workload"]["name"], {key: value for key, value in parameters.items() if key != DATA_FILE}
+def _fields(left: Any, right: Any) -> str:
+    """What differs between two mappings; nothing to say of anything else."""
+    if not isinstance(left, Mapping):
+        return ""
+    return f" ({', '.join(f'{key} {a} -> {b}' for key, a, b in manifest.differences(left, right))})"
 
-    def technique(record: Record) -> tuple[str, dict[str, Any]]:
-        return record["technique"]["name"], record["technique"]["parameters"]
+
+def _identities(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
+    def workload(record: Record) -> dict[str, Any]:
+        parameters = record["workload"]["parameters"]
+        return {"name": record["workload"]["name"], **{k: v for k, v in parameters.items() if k != DATA_FILE}}
+
+    def technique(record: Record) -> dict[str, Any]:
+        return {"name": record["technique"]["name"], **record["technique"]["parameters"]}
 
     yield "model", (a["model"] or {}).get("sha256"), (b["model"] or {}).get("sha256")
     yield "data", a["inputs_sha256"], b["inputs_sha256"]

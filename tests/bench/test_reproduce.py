@@ -160,7 +160,8 @@ def test_another_device_data_or_version_is_told_and_not_refused(tmp_path: Path) 
     other = [{**one, "environment": there, "inputs_sha256": "j", "stamps": ["dirty"]} for one in repeated()]
     a, b = run(tmp_path / "a", FIRST), run(tmp_path / "b", other, there)
     found = against(a, b)
-    assert found.differing == ("another data", "another device", f"{b.folder} is stamped dirty")
+    device = "another device (name A machine, 2 cores -> another)"
+    assert found.differing == ("another data", device, f"{b.folder} is stamped dirty")
     assert ("versions.torch", "2.0", "2.1") in found.environment
     console = Console(width=200, file=io.StringIO())
     shown.draw(found, console)
