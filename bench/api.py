@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import embedded, experiment, kept, manifest, models, outcome, plan, record, remaining, store, suites
+from bench import experiment, kept, manifest, models, outcome, plan, record, remaining, store, suites
 from bench.anonymous import anonymous
 from bench.errors import ModelError, StoreError, UsageError
 from bench.lock import folder_lock, machine_lock
@@ -79,7 +79,7 @@ def prepare(
         data: a file of your own, for every workload that reads one.
         seed: the one seed to run.
         settings: KEY=VALUE as after `--set`; a list of values, `workload.items=8,16`, spans an axis.
-        fields: any of `experiment.Settings`: device, draft, max_time, quick, replicates ...; None is left as it is.
+        fields: any of `settings.Settings`: device, draft, max_time, quick, replicates ...; None is left as it is.
 
     Raises:
         UsageError: the config, the device or a setting is wrong.
@@ -132,9 +132,8 @@ def run(
     """
     checked, device, dtype = prepare(config, **wanted)
     plan.check(checked, device, dtype)
-    if embedded.NAME in {checked.settings.draft, *(one.model for one in checked.comparisons)}:
-        embedded.ensure(lambda line: say({"event": "note", "text": line}))
-    for name in sorted({one.model for one in checked.comparisons} | {checked.settings.draft or embedded.NAME}):
+    models.ensure(checked.models, lambda line: say({"event": "note", "text": line}))
+    for name in checked.models:
         if models.kind_of(name) == "hub" and not models.at_hand(name):
             raise ModelError(f"model {name!r} is not in the local cache, and the hub does not answer for it")
     out = Path(out) if out else store.results_folder()

@@ -17,10 +17,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from bench.errors import ModelError
+from bench.shapes import SYNTHETIC
 
 NAME = "smollm2-135m"
 ORIGIN = "SmolLM2-135M-Instruct, weights on a 4-bit grid (GGUF Q4_1)"
@@ -43,6 +45,16 @@ def cache() -> Path:
 def folder() -> Path:
     """Where the converted model lies, or will lie."""
     return cache() / NAME
+
+
+def shape() -> Mapping[str, Any]:
+    """Of the network, as `transformers` configures it."""
+    return SYNTHETIC[NAME]
+
+
+def fingerprint() -> str:
+    """sha256 of the weights."""
+    return WEIGHTS_SHA256
 
 
 def ensure(say: Callable[[str], None] = lambda line: None) -> Path:

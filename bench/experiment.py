@@ -9,88 +9,17 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_origin
+from typing import Any, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ValidationError
 
 from bench import models, registry
 from bench.errors import ConfigError, Problem, UsageError
-from bench.stats import LOOKED_AT
+from bench.settings import MOST_BURSTS, Settings
 from bench.technique import Technique
 from bench.workload import Workload, content_hash
 
 _BLOCK = ("workload", "arms", "baseline", "model", "bursts")
-NAME = re.compile(r"[a-z0-9_-]+")
-MOST_BURSTS = 100
-_UNITS = {"s": 1, "m": 60, "h": 3600}
-
-
-def seconds(text: str | float) -> float:
-    """`90`, `90s`, `20m`, `1.5h` -> seconds.
-
-    Raises:
-        ValueError: it is no duration, or not positive.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", str(text))
-    if not match or float(match[1]) <= 0:
-        raise ValueError(f"{text!r} is no duration; allowed: 90s, 20m, 1.5h")
-    return float(match[1]) * _UNITS[match[2] or "s"]
-
-
-class Settings(BaseModel):
-    """What holds for a whole experiment."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    name: str = Field(pattern=f"^{NAME.pattern}$")
-    """Names the folder of the results."""
-    description: str = ""
-    """One sentence for the report's head."""
-    model: str = "smollm2-135m"
-    """The target: smollm2-135m, tiny:*, synthetic:*, a hub id, a folder."""
-    draft: str | None = None
-    """The draft of speculative techniques."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of weights and computation; auto: bfloat16 where the device computes in it, else float32."""
-    replicates: int = Field(default=5, ge=1, le=100)
-    """Processes per arm that time it; a verdict needs 5, a publishable one 10."""
-    extend: bool = False
-    """Go on to 10 and 20 replicates while a verdict on time or memory is open; intervals are 98 % ones then."""
-    bursts: int = Field(default=2, ge=1, le=MOST_BURSTS)
-    """Timed bursts per process, in turn with the other arms'; the shorter and the more, the more noise they share."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    """One full training run per seed."""
-    max_time: float = Field(default=1200.0, gt=0)
-    """A plan beyond it is refused; a run that reaches it ends its cells as skipped [s]."""
-    cell_timeout: float = Field(default=900.0, gt=0)
-    """One command to one worker may take this long [s]."""
-    inline: bool = False
-    """All arms of a family in one process: quick, and never publishable."""
-    quick: bool = False
-    """Smallest sizes, one replicate, inline: shows that it runs, stamped so."""
-    profile: bool = False
-    """Also time the phases inside a step."""
-
-    @property
-    def looks(self) -> tuple[int, ...]:
-        """Replicates after which the run looks whether all is settled."""
-        return LOOKED_AT if self.extend else ()
-
-    @property
-    def rounds(self) -> int:
-        """Replicates at most."""
-        return max(self.looks, default=self.replicates)
-
-    @field_validator("max_time", "cell_timeout", mode="before")
-    @classmethod
-    def _duration(cls, value: Any) -> Any:
-        return seconds(value)
-
-    @field_validator("seeds", mode="before")
-    @classmethod
-    def _one_seed(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True)
@@ -158,6 +87,12 @@ class Experiment:
         for one in [comparison] if comparison else self.comparisons:
             for seed, arm in itertools.product(self.settings.seeds, one.arms):
                 yield Cell(one, arm, seed)
+
+    @property
+    def models(self) -> list[str]:
+        """All that the comparisons read: the targets and their drafts."""
+        named = [name for one in self.comparisons for name in (one.model, self.settings.draft_for(one.model))]
+        return sorted({name for name in named if name})
 
     @property
     def hash(self) -> str:

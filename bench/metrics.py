@@ -41,9 +41,19 @@ GLOSSARY = _glossary(
         "latency",
         "s/token",
         "lower",
-        "Time per output token after the first: decoding time of a prompt over its tokens minus one; "
-        "the median over the prompts of a process.",
+        "Time per output token after the first: the decoding time of all prompts of a process over their tokens.",
         0.03,
+    ),
+    *(
+        Metric(
+            f"tpot_p{percentile}",
+            "latency",
+            "s/token",
+            "lower",
+            f"Percentile {percentile} of the prompts' own times per output token after the first.",
+            0.03,
+        )
+        for percentile in (50, 90, 99)
     ),
     Metric(
         "time_per_step",
@@ -52,6 +62,64 @@ GLOSSARY = _glossary(
         "lower",
         "One optimiser step, forward to update; the median over a process' steps.",
         0.03,
+    ),
+    Metric(
+        "acceptance_rate",
+        "latency",
+        "share",
+        "higher",
+        "Drafted tokens accepted over those judged: a token behind a rejected one is not judged. Under the rule of "
+        "speculative sampling this is the mean of sum(min(p, q)).",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "accepted_length", "latency", "tokens", "higher", "Tokens emitted per pass of the target that verifies.", 0.03
+    ),
+    Metric(
+        "cost_ratio",
+        "latency",
+        "share",
+        "lower",
+        "One token of the draft over one token of the target, each timed on its own: c.",
+        0.03,
+        relative=False,
+    ),
+    Metric(
+        "verification_cost",
+        "latency",
+        "share",
+        "lower",
+        "One pass of the target over a whole draft over one over a single token, each timed on its own.",
+        0.03,
+        relative=False,
+    ),
+    Metric(
+        "predicted_speedup",
+        "latency",
+        "ratio",
+        "higher",
+        "What the accepted length and the costs promise over one token a pass: "
+        "accepted_length / (draft_tokens * cost_ratio + verification_cost).",
+        0.03,
+    ),
+    Metric(
+        "iid_speedup",
+        "latency",
+        "ratio",
+        "higher",
+        "The same were every drafted token accepted with the acceptance rate a, independently: "
+        "(1 - a^(g+1)) / (1 - a) / (g c + verification_cost) (Leviathan et al. 2023, theorem 3.8).",
+        0.03,
+    ),
+    Metric(
+        "prediction_reached",
+        "latency",
+        "share",
+        "higher",
+        "Share of the predicted tokens per second that the timed bursts reached.",
+        0.03,
+        relative=False,
     ),
     Metric("throughput", "latency", "tokens/s", "higher", "Tokens over time, all steps of a process.", 0.03),
     # memory

@@ -4,6 +4,7 @@ A technique gets sources, not loaded models: `source.layers()` yields one layer'
 model can be built in another form without ever existing in full. Names:
 
 smollm2-135m           the embedded model
+smollm2-135m-draft     its draft, for speculative decoding
 tiny:llama|gpt2|qwen3  random networks of a few layers, for tests
 synthetic:<shape>      real shapes with random weights, for memory and latency
 hub:<id>, <id>         a model of the Hugging Face hub
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import embedded
+from bench import embedded, embedded_draft
 from bench.errors import ModelError, Unsupported, UsageError
 from bench.registry import did_you_mean
 from bench.shapes import SYNTHETIC, TINY
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 RANDOM_SEED = 20231210
+EMBEDDED = {module.NAME: module for module in (embedded, embedded_draft)}
+"""The models that come with the package, by name."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,19 @@ class Source:
     def origin(self) -> str:
         """How the weights came to be; it stands beside every quality figure."""
         if self.kind == "embedded":
-            return embedded.ORIGIN
+            return EMBEDDED[self.name].ORIGIN
         return "random weights" if self.is_random else f"{self.kind} weights"
+
+    @property
+    def frequent_tokens(self) -> list[int]:
+        """Ids that a reduced output head may be cut to, the most frequent first.
+
+        Raises:
+            Unsupported: nobody counted them for this model.
+        """
+        if self.name != embedded_draft.NAME:
+            raise Unsupported(f"{self.name} has no list of frequent tokens: only {embedded_draft.NAME} brings one")
+        return embedded_draft.frequent_tokens()
 
     @property
     def is_random(self) -> bool:
@@ -63,7 +77,7 @@ class Source:
     def path(self) -> str:
         """Folder or hub id that `transformers` reads."""
         if self.kind == "embedded":
-            return str(embedded.folder())
+            return str(EMBEDDED[self.name].folder())
         return self.name.removeprefix("hub:")
 
     @cached_property
@@ -151,7 +165,7 @@ class Source:
     def fingerprint(self) -> str:
         """sha256 that names these weights: of the tensors (embedded), the shapes (random) or the files."""
         if self.kind == "embedded":
-            return embedded.WEIGHTS_SHA256
+            return EMBEDDED[self.name].fingerprint()
         if self.is_random:
             text = f"{self.name} {RANDOM_SEED} {sorted((n, tuple(t.shape)) for n, t in self._skeleton.items())}"
             return hashlib.sha256(text.encode()).hexdigest()
@@ -246,7 +260,7 @@ def kind_of(name: str) -> str:
     Raises:
         UsageError: no model can have this name.
     """
-    if name == embedded.NAME:
+    if name in EMBEDDED:
         return "embedded"
     prefix, colon, rest = name.partition(":")
     if colon and prefix in {"tiny", "synthetic"}:
@@ -261,8 +275,24 @@ def kind_of(name: str) -> str:
     hub_id = name.removeprefix("hub:")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         return "hub"
-    known = [embedded.NAME, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
+    known = [*EMBEDDED, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
     raise UsageError(f"unknown model {name!r}{did_you_mean(name, known)} (or a hub id as owner/name, or a folder)")
+
+
+def draft_of(target: str) -> str | None:
+    """The draft that comes with a target, where the run names none."""
+    return embedded_draft.NAME if target == embedded.NAME else None
+
+
+def ensure(names: Iterable[str | None], say: Callable[[str], None] = lambda line: None) -> None:
+    """Fetch or put together those of these models that are embedded and not in the cache yet.
+
+    Raises:
+        ModelError: one cannot be.
+    """
+    for name in dict.fromkeys(names):
+        if name in EMBEDDED:
+            EMBEDDED[name].ensure(say)
 
 
 def at_hand(name: str) -> bool:

@@ -23,6 +23,8 @@ class Row:
     """One per seed; the first is the one that is timed."""
     estimates: Mapping[str, stats.Estimate]
     """Metric -> estimate, for all that the records hold."""
+    groups: Mapping[str, Mapping[str, stats.Estimate]] = field(default_factory=dict)
+    """Group of prompts -> metric -> estimate of that group's alone, where the workload tells kinds apart."""
     judgements: Mapping[str, Judgement] = field(default_factory=dict)
     """Primary metric -> verdict, where there is something to judge."""
 
@@ -142,16 +144,26 @@ def _rows(arms: Mapping[str, list[Record]]) -> list[Row]:
     for records in arms.values():
         first = records[0]
         own, base = list(records), None
+        grouped: dict[str, dict[str, dict[int, float]]] = {}
         if first["arm"] != first["baseline"]:
             own, others = _side_by_side(own, _matching(arms.get(first["baseline"], []), records))
             base = units.of(others)
+            grouped = units.groups(others[0]) if others else {}
+        confidence = _confidence(first, "rounds")
         estimates = {}
         for name, (values, unit) in units.of(own).items():
             other = None if base is None else base.get(name, ({}, unit))[0]
             estimate = stats.compare(GLOSSARY[name], values, other, unit, _confidence(first, unit))
             if estimate is not None:
                 estimates[name] = estimate
-        found.append(Row(tuple(records), estimates))
+        groups: dict[str, dict[str, stats.Estimate]] = {}
+        for group, metrics in units.groups(own[0]).items():
+            for name, values in metrics.items():
+                other = None if base is None else grouped.get(group, {}).get(name, {})
+                estimate = stats.compare(GLOSSARY[name], values, other, "rounds", confidence)
+                if estimate is not None:
+                    groups.setdefault(group, {})[name] = estimate
+        found.append(Row(tuple(records), estimates, groups))
     return found
 
 

@@ -62,7 +62,7 @@ def parameters_of(name: str) -> int | None:
     kind = models.kind_of(name)
     prefix, _, shape = name.partition(":")
     if kind == "embedded":
-        return _count(SYNTHETIC["smollm2-135m"])
+        return _count(models.EMBEDDED[name].shape())
     if kind in {"tiny", "synthetic"}:
         return _count((TINY if prefix == "tiny" else SYNTHETIC)[shape])
     if kind == "folder":

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from bench.experiment import Cell, Settings
+from bench.experiment import Cell
+from bench.settings import Settings
 
 
 def assemble(

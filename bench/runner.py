@@ -221,6 +221,13 @@ class Runner:
                     )
 
                 each("profile", profile)
+
+            def calls(cell: Cell, worker: Worker) -> None:
+                taken = worker.ask("calls", limit, arm=cell.arm.label, index=number * comparison.bursts)
+                if taken:
+                    parts[cell.id]["calls"] = taken
+
+            each("calls", calls)
             each("close", lambda cell, worker: worker.ask("close", limit, arm=cell.arm.label))
         return parts
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from bench import models, registry, yaml_file
 from bench.errors import UsageError
-from bench.experiment import Settings
 from bench.manifest import ROOT, resolve_device
+from bench.settings import Settings
 
 CONFIGS = ROOT / "configs"
 Raw = dict[str, Any]

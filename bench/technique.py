@@ -127,6 +127,13 @@ class Technique(BaseModel, ABC):
             Unsupported: the technique cannot be applied to this model.
         """
 
+    def calls(self, prepared: Any, job: Any) -> Mapping[str, Callable[[], object]]:
+        """Pieces of a step that are to be timed on their own, apart from all bursts; every call leaves all as it was.
+
+        A family that can predict its time from its pieces has them; nothing by default.
+        """
+        return {}
+
     @abstractmethod
     def steps(self, prepared: Any, job: Any) -> Iterator[Step]:
         """Do the job, one unit of work per `next()`.

@@ -7,10 +7,14 @@ step inside one process.
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bench.stats import FEWEST, Unit
+
+PERCENTILES = (50, 90, 99)
+"""Of the times per token of a process' prompts."""
 
 
 def prompt_times(samples: Mapping[str, Any]) -> Iterable[tuple[float, float, int]]:
@@ -41,15 +45,84 @@ def _times(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
         ]
         if prompts:
             units.setdefault("ttft", {})[number] = statistics.median(prefill for prefill, _, _ in prompts)
+            rest, tokens = sum(rest for _, rest, _ in prompts), sum(tokens for _, _, tokens in prompts)
+            if tokens:
+                units.setdefault("tpot", {})[number] = rest / tokens
             rates = [rest / tokens for _, rest, tokens in prompts if tokens]
-            if rates:
-                units.setdefault("tpot", {})[number] = statistics.median(rates)
+            for percentile in PERCENTILES if len(rates) > 1 else ():
+                units.setdefault(f"tpot_p{percentile}", {})[number] = _percentile(rates, percentile)
         if steps:
             units.setdefault("time_per_step", {})[number] = statistics.median(steps)
         whole = sum(sum(samples["seconds"]) for samples in bursts)
         if whole:
             units.setdefault("throughput", {})[number] = sum(sum(s["tokens"]) for s in bursts) / whole
     return units
+
+
+def _percentile(values: Sequence[float], percentile: int) -> float:
+    """By linear interpolation between the two nearest."""
+    return statistics.quantiles(values, n=100, method="inclusive")[percentile - 1]
+
+
+def _speculation(rounds: Iterable[Mapping[str, Any]], draft_tokens: int) -> dict[str, dict[int, float]]:
+    """What the counts of the rounds and the pieces timed on their own say of a way to speculate."""
+    units: dict[str, dict[int, float]] = {}
+    for part in rounds:
+        samples = [burst["samples"] for burst in part["bursts"] if burst["used"]]
+        counts: Counter[str] = Counter()
+        for one in samples:
+            for of_prompt in one.get("counts", ()):
+                counts.update(of_prompt)
+        tried = _tried(counts)
+        if not counts["verified"] or not tried:
+            continue
+        accepted = counts["accepted"] / tried
+        length = 1 + counts["accepted"] / counts["verified"]
+        found = {"acceptance_rate": accepted, "accepted_length": length}
+        calls = {name: statistics.median(seconds) for name, seconds in part.get("calls", {}).items()}
+        if {"forward", "draft", "verify"} <= calls.keys():
+            share = calls["draft"] / calls["forward"] / draft_tokens
+            verify = calls["verify"] / calls["forward"]
+            cost = draft_tokens * share + verify
+            found |= {"cost_ratio": share, "verification_cost": verify, "predicted_speedup": length / cost}
+            run = sum(accepted**place for place in range(draft_tokens + 1))
+            found["iid_speedup"] = run / cost
+            times = [times for one in samples for times in prompt_times(one)]
+            measured = sum(rest for _, rest, _ in times) / sum(tokens for _, _, tokens in times)
+            found["prediction_reached"] = calls["forward"] * cost / length / measured
+        for name, value in found.items():
+            units.setdefault(name, {})[part["round"]] = value
+    return units
+
+
+def groups(record: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+    """Group of prompts -> metric -> round -> its number, where the prompts of a burst are of several kinds."""
+    found: dict[str, dict[str, dict[int, float]]] = {}
+    for part in record["rounds"]:
+        times: dict[str, list[tuple[float, int]]] = {}
+        counts: dict[str, Counter[str]] = {}
+        for samples in (burst["samples"] for burst in part["bursts"] if burst["used"]):
+            prompts = list(prompt_times(samples))
+            of_prompts = samples.get("groups", ())
+            if not of_prompts or len(prompts) != len(of_prompts):
+                continue  # no groups, or prompts that were continued together
+            for group, (_, rest, tokens), counted in zip(of_prompts, prompts, samples["counts"], strict=True):
+                times.setdefault(group, []).append((rest, tokens))
+                counts.setdefault(group, Counter()).update(counted)
+        for group, pairs in times.items():
+            metrics = found.setdefault(group, {})
+            tokens = sum(count for _, count in pairs)
+            if tokens:
+                metrics.setdefault("tpot", {})[part["round"]] = sum(rest for rest, _ in pairs) / tokens
+            tried = _tried(counts[group])
+            if tried:
+                metrics.setdefault("acceptance_rate", {})[part["round"]] = counts[group]["accepted"] / tried
+    return found
+
+
+def _tried(counts: Mapping[str, int]) -> int:
+    """Drafted tokens that were judged."""
+    return sum(count for name, count in counts.items() if name.startswith("tried_"))
 
 
 def _memory(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
@@ -78,7 +151,12 @@ def of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[int, float]
     """
     rounds = [part for record in records[:1] for part in record["rounds"]]
     found: dict[str, tuple[dict[int, float], Unit]] = {
-        name: (values, "rounds") for name, values in {**_times(rounds), **_memory(rounds)}.items()
+        name: (values, "rounds")
+        for name, values in {
+            **_times(rounds),
+            **_speculation(rounds, _draft_tokens(records)),
+            **_memory(rounds),
+        }.items()
     }
     scored = [record for record in records if record["quality"]]
     for name in {name: None for record in scored for name in record["quality"]["metrics"]}:
@@ -91,6 +169,11 @@ def of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[int, float]
             means = {item: statistics.fmean(items[item] for items in by_seed.values()) for item in sorted(shared)}
             found[name] = means, "items"
     return found
+
+
+def _draft_tokens(records: Sequence[Mapping[str, Any]]) -> int:
+    """What a round drafts at most; 1 where drafting has no such parameter."""
+    return int(records[0].get("technique", {}).get("parameters", {}).get("draft_tokens", 1)) if records else 1
 
 
 def _items(values: Iterable[float | None]) -> dict[int, float]:

@@ -151,7 +151,8 @@ class Bench:
         from bench.probes.clock import time_steps
 
         job = self.workload.burst(self.built, index, self.seed, self.device)
-        return time_steps(self._steps(arm, job), self.device).to_json()
+        groups = self.workload.groups(self.built, index)
+        return {**time_steps(self._steps(arm, job), self.device).to_json(), **({"groups": groups} if groups else {})}
 
     def do_profile(self, arm: str, index: int) -> dict[str, Any]:
         from dataclasses import replace
@@ -173,6 +174,12 @@ class Bench:
         probe = MemoryProbe(self.prepared[arm], self.device, self.before)
         probe.follow(self._steps(arm, replace(job, phase=probe.phase)))
         return probe.read()
+
+    def do_calls(self, arm: str, index: int) -> dict[str, list[float]]:
+        from bench.probes.clock import time_calls
+
+        job = self.workload.burst(self.built, index, self.seed, self.device)
+        return time_calls(self.techniques[arm].calls(self.prepared[arm], job), self.device)
 
     def do_quality(self, arm: str, reference: dict[str, Any] | None) -> dict[str, Any]:
         from bench.probes import memory

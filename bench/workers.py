@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from bench.experiment import Arm, Comparison, Settings
+from bench.experiment import Arm, Comparison
 from bench.process import Worker, available_memory
+from bench.settings import Settings
 
 START_LIMIT = 300.0
 """Importing the libraries may take this long on a busy machine [s]."""
@@ -75,9 +76,10 @@ class Workers:
 
     def setting(self, comparison: Comparison) -> dict[str, Any]:
         """What a process is told first."""
+        draft = self.settings.draft_for(comparison.model)
         return {
             "model": comparison.model,
-            "others": {"draft": self.settings.draft} if self.settings.draft else {},
+            "others": {"draft": draft} if draft else {},
             "device": self.device,
             "dtype": self.dtype,
             "plugins": list(self.plugins),

@@ -118,6 +118,10 @@ class Workload(BaseModel, ABC):
     def burst(self, built: Built, index: int, seed: int, device: str) -> Job:
         """The timed job number `index`: the same for all arms, another one for every index."""
 
+    def groups(self, built: Built, index: int) -> list[str]:
+        """What kind each prompt of a timed job is of, where the report tells kinds apart; none by default."""
+        return []
+
     @abstractmethod
     def quality(
         self,

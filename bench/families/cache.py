@@ -6,6 +6,7 @@ The library's dynamic cache copies all keys and values at every step; this one w
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,10 @@ from bench.errors import Unsupported
 
 
 class PreallocatedLayer(CacheLayerMixin):
-    """Keys and values of one layer, `(batch, kv_heads, capacity, head_dim)` each, filled from the left."""
+    """Keys and values of one layer, `(batch, kv_heads, capacity, head_dim)` each, every row filled from the left.
+
+    Rows may hold different numbers of tokens; what lies behind a row's last token is for the mask to hide.
+    """
 
     is_croppable = True
 
@@ -24,37 +28,57 @@ class PreallocatedLayer(CacheLayerMixin):
         super().__init__()
         self.capacity = capacity
         self.is_sliding = is_sliding
-        self.length = 0
+        self.lengths: list[int] = []
+        """Tokens held, per row; none before the first update."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         batch, heads, _, _ = key_states.shape
-        self.keys = key_states.new_empty(batch, heads, self.capacity, key_states.shape[-1])
-        self.values = value_states.new_empty(batch, heads, self.capacity, value_states.shape[-1])
+        # zeros: a masked token weighs nothing, but nothing times NaN is NaN
+        self.keys = key_states.new_zeros(batch, heads, self.capacity, key_states.shape[-1])
+        self.values = value_states.new_zeros(batch, heads, self.capacity, value_states.shape[-1])
         self.dtype, self.device = key_states.dtype, key_states.device
+        self.lengths = [0] * batch
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append `(batch, kv_heads, new, head_dim)`; return views of all that is held."""
+        """Append `(batch, kv_heads, new, head_dim)` to the rows; return views as long as the longest row."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        assert self.length <= self.capacity, f"cache of {self.capacity} tokens is asked to hold {self.length}"
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        starts, self.lengths = self.lengths, [length + key_states.shape[-2] for length in self.lengths]
+        longest = max(self.lengths)
+        assert longest <= self.capacity, f"cache of {self.capacity} tokens is asked to hold {longest}"
+        alike = len(set(starts)) == 1
+        for row, start, end in [(slice(None), starts[0], longest)] if alike else self._rows(starts):
+            self.keys[row, :, start:end] = key_states[row]
+            self.values[row, :, start:end] = value_states[row]
+        return self.keys[:, :, :longest], self.values[:, :, :longest]
+
+    def _rows(self, starts: list[int]) -> list[tuple[slice, int, int]]:
+        spans = enumerate(zip(starts, self.lengths, strict=True))
+        return [(slice(row, row + 1), start, end) for row, (start, end) in spans]
+
+    def keep(self, held: Sequence[int], places: Sequence[Sequence[int]] | None = None) -> None:
+        """Keep the first `held` tokens of each row and, of those behind, the ones at `places`, counted from there."""
+        for row, start in enumerate(held):
+            self.lengths[row] = start
+            if places is not None and len(places[row]):
+                self.lengths[row] = end = start + len(places[row])
+                moved = torch.tensor(places[row], device=self.device) + start
+                self.keys[row, :, start:end] = self.keys[row, :, moved]
+                self.values[row, :, start:end] = self.values[row, :, moved]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> int:
-        return self.length
+        return max(self.lengths, default=0)
 
     def get_max_length(self) -> int:
         return self.capacity
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens (the library's sign: negative)."""
-        self.length += tokens_to_remove
+        """Forget the last `-tokens_to_remove` tokens of every row (the library's sign: negative)."""
+        self.lengths = [length + tokens_to_remove for length in self.lengths]
 
 
 class EvictingLayer(CacheLayerMixin):
@@ -95,14 +119,14 @@ class EvictingLayer(CacheLayerMixin):
         return -1
 
 
-def preallocated(config: Any, capacity: int) -> Cache:
-    """An empty cache for `capacity` tokens.
+def preallocated(config: Any, capacity: int, ahead: int = 0) -> Cache:
+    """An empty cache for `capacity` tokens of text, and for `ahead` more that are read behind it and dropped again.
 
     Raises:
         Unsupported: the model's context is shorter, or its layers are no attention layers.
     """
     check_length(config, capacity)
-    return Cache(layers=[PreallocatedLayer(capacity, kind) for kind in sliding_layers(config)])
+    return Cache(layers=[PreallocatedLayer(capacity + ahead, kind) for kind in sliding_layers(config)])
 
 
 def check_length(config: Any, tokens: int) -> None:

@@ -7,24 +7,20 @@ TTFT (the prefill) and TPOT (the rounds over the tokens they emit).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from bench.errors import Unsupported
 from bench.families import attention
 from bench.families import cache as kv
-from bench.families.lossless import first_divergence, greedy_gate
-from bench.models import Source, Sources
+from bench.families.ragged import keep, read_rows
+from bench.models import Sources
 from bench.technique import Axis, Job, Prepared, Step, Technique
-from bench.workload import Built, Gate, Quality, Work, Workload
-
-SHOWN_TOKENS = 24
-"""Beginning of a prompt that is shown beside its output [tokens]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +36,8 @@ class DecodingJob(Job):
     """0 is greedy."""
     top_k: int = 0
     top_p: float = 1.0
+    batch: int = 1
+    """Prompts that are continued together."""
 
     def generator(self, item: int, device: torch.device) -> torch.Generator:
         """The random numbers of one prompt: of seed and item, never of the order of arms."""
@@ -72,13 +70,12 @@ class Row:
     """One prompt being continued."""
 
     ids: Tensor
-    """Prompt and emitted ids in a buffer `(capacity,)`."""
+    """Prompt and emitted ids in a buffer `(limit,)`."""
     length: int
     """How much of the buffer is filled; the last id is not in the cache yet."""
-    limit: int
-    """Length at which the text is complete."""
-    cache: Cache
     generator: torch.Generator
+    ended: bool = False
+    """Whether an id that ends the text was emitted."""
 
     def append(self, tokens: Tensor) -> None:
         self.ids[self.length : self.length + len(tokens)] = tokens
@@ -87,7 +84,7 @@ class Row:
     @property
     def room(self) -> int:
         """Tokens that may still be emitted."""
-        return self.limit - self.length
+        return 0 if self.ended else len(self.ids) - self.length
 
     @property
     def known(self) -> Tensor:
@@ -101,17 +98,38 @@ class Row:
 
 
 @dataclass
-class DecodingPrepared(Prepared):
-    """The target, and the row that is being continued."""
+class Batch:
+    """Prompts that are continued together; a row that is complete stays and emits nothing."""
 
-    row: Row | None = None
+    rows: list[Row]
+    cache: Cache
+    """Of the target: every row's ids but its last."""
+    draft: Any = None
+    """What a technique keeps beside it for these prompts, made by `begin`."""
+
+    @property
+    def only(self) -> Row:
+        """The row of a batch of one."""
+        (row,) = self.rows
+        return row
+
+
+Emitted = tuple[list[Tensor], Mapping[str, int]]
+"""Ids per row, `(emitted_i,)` each, and what only the technique can count."""
+
+
+@dataclass
+class DecodingPrepared(Prepared):
+    """The target, and the prompts that are being continued."""
+
+    batch: Batch | None = None
 
     def holdings(self) -> Mapping[str, Any]:
-        return {**super().holdings(), "kv_cache": kv.tensors(self.row.cache if self.row else None)}
+        return {**super().holdings(), "kv_cache": kv.tensors(self.batch.cache if self.batch else None)}
 
     def close(self) -> None:
         super().close()
-        self.row = None
+        self.batch = None
 
 
 class Decoding(Technique):
@@ -125,62 +143,110 @@ class Decoding(Technique):
     }
     lossless: ClassVar[bool] = True
     """Whether the output follows the target's own distribution exactly."""
+    batched: ClassVar[bool] = False
+    """Whether a round takes several rows."""
+
+    @property
+    def ahead(self) -> int:
+        """Tokens that a round reads behind the text at most: the cache has room for them."""
+        return 0
 
     def prepare(self, sources: Sources) -> DecodingPrepared:
         model = sources.target.model()
         attention.pack(model)
         return DecodingPrepared(model)
 
+    def begin(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Any:
+        """What is kept for these prompts besides the target's cache, called after the prefill."""
+        return None
+
     @abstractmethod
-    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
-        """Emit 1 to `row.room` ids, `(emitted,)`; leave in the cache all ids but the last one emitted."""
+    def round(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Emitted:
+        """Emit 1 to `row.room` ids for every row that has room, none for the others.
+
+        The cache then begins, per row, with all ids but the last one emitted; what lies behind them is dropped.
+        """
 
     @torch.inference_mode()
     def steps(self, prepared: DecodingPrepared, job: DecodingJob) -> Iterator[Step]:
-        for item, prompt in enumerate(job.prompts):
-            row = self._begin(prepared, prompt, item, job)
-            prepared.row = row
+        if job.batch > 1 and not self.batched:
+            raise Unsupported(f"{type(self).__name__} continues one prompt at a time, batch={job.batch} is asked for")
+        for first in range(0, len(job.prompts), job.batch):
+            batch = self._batch(prepared, job, range(first, min(first + job.batch, len(job.prompts))))
+            prepared.batch = batch
             with job.phase("prefill"):
-                logits = kv.read(prepared.model, row.known[None], row.cache)
-                row.append(job.choose(logits[0], row.generator))
-            _, done = self._cut(row.last, job)
-            yield Step("prefill", 1, (row.last.clone(),))
-            while row.room and not done:
-                tokens, counts = self.round(prepared, row, job)
-                tokens, done = self._cut(tokens, job)
-                row.append(tokens)
-                yield Step("decode", len(tokens), (tokens.clone(),), counts)
-        prepared.row = None
+                outputs = self._prefill(prepared, batch, job)
+            yield Step("prefill", len(outputs), outputs)
+            while any(row.room for row in batch.rows):
+                tokens, counts = self.round(prepared, batch, job)
+                outputs = self._extend(batch, tokens, job)
+                yield Step("decode", sum(map(len, outputs)), outputs, counts)
+        prepared.batch = None
 
-    def _begin(self, prepared: DecodingPrepared, prompt: Tensor, item: int, job: DecodingJob) -> Row:
-        limit = len(prompt) + job.max_new_tokens
-        cache = kv.preallocated(prepared.model.config, limit)
-        row = Row(prompt.new_empty(limit), 0, limit, cache, job.generator(item, prompt.device))
-        row.append(prompt)
-        return row
+    @torch.inference_mode()
+    def calls(self, prepared: DecodingPrepared, job: DecodingJob) -> Mapping[str, Callable[[], object]]:
+        batch = self._batch(prepared, job, range(min(job.batch, len(job.prompts))))
+        prepared.batch = batch
+        self._prefill(prepared, batch, job)
+        pieces = self.pieces(prepared, batch, job)
+        if not pieces:
+            return {}
 
-    def _cut(self, tokens: Tensor, job: DecodingJob) -> tuple[Tensor, bool]:
-        """The tokens up to the first that ends a text, and whether there is one."""
-        if not job.stop_ids:
-            return tokens, False
-        for index, token in enumerate(tokens.tolist()):
-            if token in job.stop_ids:
-                return tokens[: index + 1], True
-        return tokens, False
+        def forward() -> object:
+            return read_rows(prepared.model, [row.last for row in batch.rows], batch.cache)
 
-    def generate(self, prepared: DecodingPrepared, job: DecodingJob) -> tuple[list[list[int]], dict[str, int]]:
-        """Ids per prompt, and the totals of what the steps counted."""
+        return {name: _undone(batch, piece) for name, piece in {"forward": forward, **pieces}.items()}
+
+    def pieces(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Mapping[str, Callable[[], object]]:
+        """Beside one `forward` of one token: what a round consists of, `draft` and `verify`."""
+        return {}
+
+    def _prefill(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> tuple[Tensor, ...]:
+        logits = read_rows(prepared.model, [row.known for row in batch.rows], batch.cache)
+        tokens = [job.choose(one, row.generator) for one, row in zip(logits, batch.rows, strict=True)]
+        outputs = self._extend(batch, tokens, job)
+        batch.draft = self.begin(prepared, batch, job)
+        return outputs
+
+    def _batch(self, prepared: DecodingPrepared, job: DecodingJob, items: range) -> Batch:
+        rows = []
+        for item in items:
+            prompt = job.prompts[item]
+            row = Row(prompt.new_empty(len(prompt) + job.max_new_tokens), 0, job.generator(item, prompt.device))
+            row.append(prompt)
+            rows.append(row)
+        longest = max(len(row.ids) for row in rows)
+        kv.check_length(prepared.model.config, longest)
+        return Batch(rows, kv.preallocated(prepared.model.config, longest, self.ahead))
+
+    def _extend(self, batch: Batch, tokens: list[Tensor], job: DecodingJob) -> tuple[Tensor, ...]:
+        """Append what each row emitted, up to the first id that ends a text."""
+        outputs = []
+        for row, emitted in zip(batch.rows, tokens, strict=True):
+            if job.stop_ids:
+                ends = [place for place, token in enumerate(emitted.tolist()) if token in job.stop_ids]
+                emitted = emitted[: ends[0] + 1] if ends else emitted
+                row.ended = row.ended or bool(ends)
+            row.append(emitted)
+            outputs.append(emitted.clone())
+        keep(batch.cache, [row.length - 1 for row in batch.rows])
+        return tuple(outputs)
+
+    def generate(self, prepared: DecodingPrepared, job: DecodingJob) -> tuple[list[list[int]], list[dict[str, int]]]:
+        """Ids per prompt, and per batch of prompts the sums of what its steps counted."""
         outputs: list[list[int]] = []
-        totals: dict[str, int] = {"steps": 0}
+        counts: list[dict[str, int]] = []
         for step in self.steps(prepared, job):
             if step.kind == "prefill":
-                outputs.append([])
+                outputs += [[] for _ in step.outputs]
+                counts.append({"rounds": 0})
             else:
-                totals["steps"] += 1
-            outputs[-1] += step.outputs[0].tolist()
+                counts[-1]["rounds"] += 1
+            for output, emitted in zip(outputs[-len(step.outputs) :], step.outputs, strict=True):
+                output += emitted.tolist()
             for name, count in step.counts.items():
-                totals[name] = totals.get(name, 0) + count
-        return outputs, totals
+                counts[-1][name] = counts[-1].get(name, 0) + count
+        return outputs, counts
 
     @torch.inference_mode()
     def logprobs(self, prepared: DecodingPrepared, prompt: Tensor, output: Tensor) -> Tensor:
@@ -191,103 +257,13 @@ class Decoding(Technique):
         return scores.gather(-1, output[:, None])[:, 0]
 
 
-class DecodingWorkload(Workload):
-    """Base of the decoding workloads: `build` gives prompts to time and prompts to score."""
+def _undone(batch: Batch, piece: Callable[[], object]) -> Callable[[], object]:
+    """The piece, and the cache left as it was."""
 
-    family: ClassVar[str] = "decoding"
-    smallest: ClassVar[Mapping[str, int]] = {"new_tokens": 16, "items": 2, "timed_prompts": 3, "burst_prompts": 1}
+    @torch.inference_mode()
+    def call() -> object:
+        done = piece()
+        keep(batch.cache, [row.length - 1 for row in batch.rows])
+        return done
 
-    new_tokens: int = Field(default=32, ge=2, le=8192)
-    """Tokens emitted per prompt, a fixed length [tokens]."""
-    items: int = Field(default=12, ge=1)
-    """Prompts that are scored."""
-    timed_prompts: int = Field(default=48, ge=2)
-    """Distinct prompts for the timed bursts."""
-    burst_prompts: int = Field(default=4, ge=1)
-    """Prompts of one timed burst: what a draft is worth differs from prompt to prompt."""
-    temperature: float = Field(default=0.0, ge=0.0, le=5.0)
-    """0 is greedy decoding."""
-    top_k: int = Field(default=0, ge=0)
-    """Draw from the k likeliest tokens; 0: from all."""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Draw from the likeliest tokens that hold this share."""
-
-    def job(self, prompts: list[list[int]], seed: int, device: str) -> DecodingJob:
-        return DecodingJob(
-            prompts=tuple(torch.tensor(ids, device=device) for ids in prompts),
-            max_new_tokens=self.new_tokens,
-            seed=seed,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
-
-    def burst(self, built: Built, index: int, seed: int, device: str) -> DecodingJob:
-        timed = built["timed"]
-        first = index * self.burst_prompts
-        prompts = [timed[place % len(timed)] for place in range(first, first + self.burst_prompts)]
-        return self.job(prompts, seed + index, device)
-
-    @property
-    def prompt_tokens(self) -> int:
-        """About how long a prompt is, for the plan [tokens]."""
-        return 256
-
-    def work(self) -> tuple[Work, Work, Work]:
-        one = Work(prefill=self.prompt_tokens, decode=self.new_tokens)
-        scored = Work(prefill=self.prompt_tokens + self.new_tokens) + one
-        return Work(), one.times(self.burst_prompts), scored.times(self.items)
-
-    def quality(
-        self,
-        technique: Technique,
-        prepared: Prepared,
-        built: Built,
-        seed: int,
-        source: Source,
-        reference: Quality | None,
-    ) -> Quality:
-        assert isinstance(technique, Decoding)
-        assert isinstance(prepared, DecodingPrepared)
-        job = self.job(built["scored"], seed, source.device)
-        outputs, totals = technique.generate(prepared, job)
-        scored = [
-            technique.logprobs(prepared, prompt, torch.tensor(output, device=prompt.device))
-            for prompt, output in zip(job.prompts, outputs, strict=True)
-        ]
-        nll = [float(-scores.mean()) for scores in scored]
-        base = reference.outputs if reference else outputs
-        decode = source.tokenizer.decode
-        return Quality(
-            metrics={
-                "output_nll": nll,
-                "token_agreement": [_agreement(a, b) for a, b in zip(outputs, base, strict=True)],
-            },
-            outputs=outputs,
-            texts=[
-                {"prompt": decode(p[:SHOWN_TOKENS].tolist()), "output": decode(o)}
-                for p, o in zip(job.prompts[:2], outputs[:2], strict=True)
-            ],
-            counts={name: float(count) for name, count in totals.items()},
-            gates=list(_gates(technique, prepared, job, outputs, base, nll)),
-        )
-
-
-def _agreement(output: list[int], base: list[int]) -> float:
-    return first_divergence(output, base) / max(len(base), 1)
-
-
-def _gates(
-    technique: Decoding,
-    prepared: DecodingPrepared,
-    job: DecodingJob,
-    outputs: list[list[int]],
-    base: list[list[int]],
-    nll: list[float],
-) -> Iterator[Gate]:
-    finite = all(value == value and abs(value) != float("inf") for value in nll)
-    yield Gate("finite", finite, "log-likelihoods of the output are finite")
-    lengths = sum(map(len, outputs)) / max(sum(map(len, base)), 1)
-    yield Gate("length", 0.9 <= lengths <= 1.1, f"{lengths:.3f} of the baseline's output length")
-    if technique.lossless and job.temperature == 0:
-        yield greedy_gate(prepared.model, job.prompts, outputs, base)
+    return call

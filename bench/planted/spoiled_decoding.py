@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench import registry
-from bench.families.decoding import Decoding, DecodingJob, DecodingPrepared, Row
+from bench.families.decoding import Batch, Decoding, DecodingJob, DecodingPrepared, Emitted
 from bench.models import Sources
 from bench.registry import register
 from bench.technique import Step
@@ -47,8 +47,8 @@ class SpoiledDecoding(Decoding):
             prepared.components["planted"] = planted
         return prepared
 
-    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
-        return self.plain.round(prepared, row, job)
+    def round(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Emitted:
+        return self.plain.round(prepared, batch, job)
 
     def steps(self, prepared: DecodingPrepared, job: DecodingJob) -> Iterator[Step]:
         steps = super().steps(prepared, job)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,8 +28,8 @@ class Samples:
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     """Per step over all rows, counted from the emitted ids."""
-    counts: dict[str, int] = field(default_factory=dict)
-    """Totals of what the technique counted."""
+    counts: list[dict[str, int]] = field(default_factory=list)
+    """What the technique counted, summed per prefill and the steps behind it; all in one where there is none."""
     phases: dict[str, list[float]] = field(default_factory=dict)
     """Profile pass only: seconds per phase, one entry per mark."""
 
@@ -56,9 +56,24 @@ def time_steps(steps: Iterator[Step], device: str) -> Samples:
     for step in done:
         samples.kind.append(step.kind)
         samples.tokens.append(count_tokens(step))
+        if step.kind == "prefill" or not samples.counts:
+            samples.counts.append({})
         for name, count in step.counts.items():
-            samples.counts[name] = samples.counts.get(name, 0) + int(count)
+            samples.counts[-1][name] = samples.counts[-1].get(name, 0) + int(count)
     return samples
+
+
+def time_calls(calls: Mapping[str, Callable[[], object]], device: str, repeats: int = 9) -> dict[str, list[float]]:
+    """Seconds of every call, in turn with the others, after one turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    clock = PhaseClock(device)
+    for _ in range(repeats + 1):
+        for name, call in calls.items():
+            with clock(name):
+                call()
+    for name, taken in clock.seconds.items():
+        seconds[name] = taken[1:]
+    return seconds
 
 
 def count_tokens(step: Step) -> int:

@@ -83,7 +83,7 @@ def about(rows: Iterable[Row]) -> str:
     """Where the weights come from, and the workload with its parameters."""
     records = [row.record for row in rows]
     origin = next((record["model"].get("origin") for record in records if record["model"]), None)
-    parameters = ", ".join(f"{k}={v}" for k, v in records[0]["workload"]["parameters"].items() if v != "")
+    parameters = ", ".join(f"{k}={v}" for k, v in records[0]["workload"]["parameters"].items() if v not in ("", []))
     return f"Weights: {origin or 'unknown'}. Workload {records[0]['workload']['name']}: {parameters}."
 
 
@@ -104,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 
 def flat(comparisons: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
-    """One line per cell and metric: what `table.csv` holds and a DataFrame takes."""
+    """One line per arm and metric, and one more per group of prompts: what `table.csv` holds and a DataFrame takes."""
     lines = []
     for comparison, members in comparisons.items():
         for row in members:
@@ -123,9 +123,7 @@ def flat(comparisons: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
             for name, estimate in row.estimates.items():
                 metric, judgement = GLOSSARY[name], row.judgements.get(name)
                 line: dict[str, Any] = {
-                    "metric": name,
-                    "unit": metric.unit,
-                    "compared_as": "ratio" if metric.relative else "difference",
+                    **_named(metric),
                     "counted_in": estimate.unit,
                     "verdict": judgement.verdict.value if judgement else None,
                     "verdict_reason": judgement.reason if judgement else None,
@@ -133,9 +131,24 @@ def flat(comparisons: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
                 if not hidden(row, metric):
                     line |= {key: getattr(estimate, key) for key in _FIGURES}
                 lines.append({**head, **dict.fromkeys(_FIELDS), **line})
+            for group, estimates in row.groups.items():
+                for name, estimate in estimates.items():
+                    metric = GLOSSARY[name]
+                    line = {"group": group, **_named(metric), "counted_in": estimate.unit}
+                    if not hidden(row, metric):
+                        line |= {key: getattr(estimate, key) for key in _FIGURES}
+                    lines.append({**head, **dict.fromkeys(_FIELDS), **line})
     return lines
 
 
+def _named(metric: Metric) -> dict[str, Any]:
+    return {
+        "metric": metric.name,
+        "unit": metric.unit,
+        "compared_as": "ratio" if metric.relative else "difference",
+    }
+
+
 _FIGURES = ("value", "change", "low", "high", "confidence", "units")
-_FIELDS = ("metric", "unit", "compared_as", *_FIGURES, "counted_in", "verdict", "verdict_reason")
+_FIELDS = ("group", "metric", "unit", "compared_as", *_FIGURES, "counted_in", "verdict", "verdict_reason")
 COLUMNS = ("comparison", "family", "arm", "baseline", "seeds", "status", "reason", "stamps", *_FIELDS)

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from bench import text, text_file
 from bench.errors import UsageError
-from bench.families.decoding import DecodingWorkload
-from bench.models import Source, Sources
+from bench.families.decoding_workload import DecodingWorkload
+from bench.models import Sources
 from bench.registry import register
 from bench.workload import Built
+from benchmarks.decoding.core.chat import chat
 
 REQUESTS = (
     "Summarise the following text in a few sentences.",
@@ -31,7 +32,7 @@ class GroundedChat(DecodingWorkload):
     passage_words: int = Field(default=120, ge=10, le=20000)
     """Length of a passage [words]."""
     path: str = ""
-    """A file of prompts of your own, asked as they are: .jsonl (prompt, question, turns) or one per line."""
+    """A file of prompts of your own, asked as they are: .jsonl (prompt, question, first of turns) or one per line."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -45,7 +46,7 @@ class GroundedChat(DecodingWorkload):
         wanted = self.timed_prompts + self.items
         if self.path:
             own = text_file.read_prompts(Path(self.path))
-            prompts = [chat(sources.target, prompt) for prompt in own[:wanted]]
+            prompts = [chat(sources.target, prompt.turns[0]) for prompt in own[:wanted]]
             if len(prompts) < self.items + 2:
                 raise UsageError(f"{self.path}: {len(own)} prompts; items={self.items} needs at least {self.items + 2}")
             return {"scored": prompts[: self.items], "timed": prompts[self.items :]}
@@ -61,19 +62,6 @@ class GroundedChat(DecodingWorkload):
             request = REQUESTS[(place + lap) % len(REQUESTS)]  # every lap asks each passage something else
             prompts.append(chat(sources.target, f"{request}\n\n{passages[place]}"))
         return {"scored": prompts[: self.items], "timed": prompts[self.items :]}
-
-
-def chat(source: Source, content: str) -> list[int]:
-    """Ids of one user turn in the model's chat template; of the bare text where it has none."""
-    tokenizer = source.tokenizer
-    if not tokenizer.chat_template:
-        ids: list[int] = tokenizer(content)["input_ids"]
-        return ids
-    turn = [{"role": "user", "content": content}]
-    rendered = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    # the template writes the begin-of-text token itself
-    ids = tokenizer(rendered, add_special_tokens=False)["input_ids"]
-    return ids
 
 
 def _passages(split: text.Split, words: int) -> list[str]:

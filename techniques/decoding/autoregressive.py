@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import Tensor
-
-from bench.families import cache as kv
-from bench.families.decoding import Decoding, DecodingJob, DecodingPrepared, Row
+from bench.families.decoding import Batch, Decoding, DecodingJob, DecodingPrepared, Emitted
+from bench.families.ragged import read_rows
 from bench.registry import register
 
 
@@ -18,9 +15,11 @@ class Autoregressive(Decoding):
 
     source: ClassVar[str] = "the definition of an autoregressive language model"
     baseline: ClassVar[bool] = True
+    batched: ClassVar[bool] = True
 
-    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
+    def round(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Emitted:
         with job.phase("forward"):
-            logits = kv.read(prepared.model, row.last[None], row.cache)  # (1, 1, vocabulary)
+            logits = read_rows(prepared.model, [row.last for row in batch.rows], batch.cache)  # (1, vocabulary) each
         with job.phase("sample"):
-            return job.choose(logits[0], row.generator), {}
+            rows = zip(logits, batch.rows, strict=True)
+            return [job.choose(one, row.generator)[: row.room] for one, row in rows], {}

@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.families import cache as kv
-from bench.families.decoding import Decoding, DecodingJob, DecodingPrepared, Row
+from bench.families.decoding import Batch, Decoding, DecodingJob, DecodingPrepared, Emitted
 from bench.registry import register
 from techniques.decoding.core.acceptance import draw, token_wise
+from techniques.decoding.core.chain import verify
 
 
 @register
@@ -26,6 +26,7 @@ class PromptLookup(Decoding):
     """
 
     source: ClassVar[str] = "Saxena 2023, Prompt Lookup Decoding; Leviathan et al. 2023, algorithm 1 (verification)"
+    batched: ClassVar[bool] = True
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"prompt_lookup_short": {"draft_tokens": 3, "ngram": 2}}
 
     ngram: int = Field(default=3, ge=1, le=16)
@@ -33,23 +34,19 @@ class PromptLookup(Decoding):
     draft_tokens: int = Field(default=8, ge=1, le=64)
     """Tokens copied at most [tokens]."""
 
-    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
+    @property
+    def ahead(self) -> int:
+        return self.draft_tokens
+
+    def round(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Emitted:
         with job.phase("draft"):
-            drafted = look_up(row.known, self.ngram, min(self.draft_tokens, row.room - 1))
-        with job.phase("verify"):
-            ids = torch.cat([row.last, drafted])[None]  # (1, 1 + drafted)
-            logits = kv.read(prepared.model, ids, row.cache, keep=0)[0]  # (1 + drafted, vocabulary)
-        with job.phase("sample"):
-            if job.temperature == 0:
-                best = logits.argmax(-1)
-                accepted = int((best[:-1] == drafted).long().cumprod(0).sum())
-                tokens = best[: accepted + 1]
-            else:
-                p = job.distribution(logits)
-                q = torch.zeros_like(p[:-1]).scatter_(-1, drafted[:, None], 1.0)
-                tokens, accepted = draw(token_wise(p, q, drafted), drafted, row.generator)
-        row.cache.crop(accepted - len(drafted))
-        return tokens, {"drafted": len(drafted), "accepted": accepted}
+            drafted = [
+                look_up(row.known, self.ngram, max(min(self.draft_tokens, row.room - 1), 0)) for row in batch.rows
+            ]
+        return verify(prepared, batch, job, drafted, None, self.decide)
+
+    def decide(self, p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        return draw(token_wise(p, q, drafted), drafted, generator)
 
 
 def look_up(ids: Tensor, ngram: int, count: int) -> Tensor:

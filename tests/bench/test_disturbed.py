@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from bench import api, experiment, record
-from bench.experiment import Settings
 from bench.probes import load
 from bench.runner import TRIES, Runner
+from bench.settings import Settings
 
 ALONE, IGNORED, JUDGED = range(3)
 """The rounds: nothing is planted; loops are, and nobody looks; loops are, and the program does what it does."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bench import experiment
+from bench import experiment, settings
 from bench.errors import ConfigError
 
 
@@ -108,13 +108,13 @@ def test_quick_is_smaller_and_never_larger() -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("90", 90), ("90s", 90), ("20m", 1200), ("1.5h", 5400), (7, 7)])
 def test_durations(text: str | float, expected: float) -> None:
-    assert experiment.seconds(text) == expected
+    assert settings.seconds(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "0s", "-3m", "1d", "m"])
 def test_no_durations(text: str) -> None:
     with pytest.raises(ValueError, match="no duration"):
-        experiment.seconds(text)
+        settings.seconds(text)
 
 
 def test_hash_depends_on_content_not_on_order() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bench import machine, manifest, record, store
-from bench.experiment import Settings
+from bench.settings import Settings
 from bench.workload import content_hash
 
 HASH = re.compile(r"[0-9a-f]{64}")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from bench import units
@@ -19,7 +21,9 @@ def test_time_units_of_prompts() -> None:
     record = {"rounds": [{"round": 4, "bursts": [disturbed, one], "memory": None}], "quality": None}
     found = {name: values for name, (values, _) in units.of([record]).items()}
     # prompts: (0.4 s, 4 tokens) and (0.9 s, 3 tokens)
-    assert found["tpot"] == {4: pytest.approx((0.1 + 0.3) / 2)}
+    assert found["tpot"] == {4: pytest.approx(1.3 / 7)}, "all their time over all their tokens"
+    assert found["tpot_p50"] == {4: pytest.approx((0.1 + 0.3) / 2)}
+    assert found["tpot_p90"] == {4: pytest.approx(0.1 + 0.9 * 0.2)}
     assert found["ttft"] == {4: pytest.approx(0.6)}
     assert found["throughput"] == {4: pytest.approx(9 / 2.5)}
 
@@ -63,3 +67,49 @@ def test_only_the_first_seed_is_timed() -> None:
     timed = trained(0, 1.0) | {"rounds": [{"round": 0, "bursts": [burst(True, ("train", 1.0, 8))], "memory": None}]}
     other = trained(1, 1.0) | {"rounds": [{"round": 0, "bursts": [burst(True, ("train", 9.0, 8))], "memory": None}]}
     assert units.of([timed, other])["time_per_step"] == ({0: 1.0}, "rounds")
+
+
+def speculated(number: int, slow: float = 1.0) -> dict[str, Any]:
+    """A round of two prompts of two kinds: 3 drafted tokens a round, the pieces' times known."""
+    samples = {
+        "kind": ["prefill", "decode", "decode", "prefill", "decode"],
+        "seconds": [0.5, 2.0 * slow, 2.0 * slow, 0.5, 3.0 * slow],
+        "tokens": [1, 4, 2, 1, 1],
+        "groups": ["chat", "sums"],
+        "counts": [
+            {"verified": 2, "drafted": 6, "accepted": 4, "tried_1": 2, "accepted_1": 2, "tried_2": 2, "accepted_2": 1}
+            | {"tried_3": 1, "accepted_3": 1},
+            {"verified": 1, "drafted": 3, "accepted": 0, "tried_1": 1},
+        ],
+    }
+    calls = {"forward": [1.0, 1.0, 9.0], "draft": [0.6, 0.6, 0.1], "verify": [1.2, 1.2, 1.2]}
+    return {"round": number, "bursts": [{"used": True, "samples": samples}], "calls": calls}
+
+
+def test_what_speculation_promises_and_reaches() -> None:
+    record = {"seed": 0, "rounds": [speculated(0)], "quality": None, "technique": {"parameters": {"draft_tokens": 3}}}
+    found = {name: values[0] for name, (values, _) in units.of([record]).items()}
+    assert found["acceptance_rate"] == pytest.approx(4 / 6), "of the six judged, not of the nine drafted"
+    assert found["accepted_length"] == pytest.approx(1 + 4 / 3)
+    assert found["cost_ratio"] == pytest.approx(0.2), "a third of a draft of three, by the median"
+    assert found["verification_cost"] == pytest.approx(1.2)
+    assert found["predicted_speedup"] == pytest.approx((7 / 3) / 1.8)
+    a = 4 / 6
+    assert found["iid_speedup"] == pytest.approx((1 - a**4) / (1 - a) / 1.8)
+    assert found["tpot"] == pytest.approx(1.0), "all seconds over all tokens, no mean of ratios"
+    assert found["prediction_reached"] == pytest.approx(1.8 / (7 / 3) / 1.0)
+
+
+def test_groups_have_times_and_acceptance_of_their_own() -> None:
+    found = units.groups({"rounds": [speculated(0), speculated(1, slow=2.0)]})
+    assert found["chat"]["tpot"] == {0: pytest.approx(4 / 6), 1: pytest.approx(8 / 6)}
+    assert found["sums"]["tpot"] == {0: pytest.approx(3.0), 1: pytest.approx(6.0)}
+    assert found["chat"]["acceptance_rate"][0] == pytest.approx(4 / 5)
+    assert found["sums"]["acceptance_rate"][0] == 0.0
+
+
+def test_prompts_without_kinds_or_continued_together_have_no_groups() -> None:
+    plain, together = speculated(0), speculated(1)
+    del plain["bursts"][0]["samples"]["groups"]
+    together["bursts"][0]["samples"]["groups"] = ["chat"] * 4
+    assert units.groups({"rounds": [plain, together]}) == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from bench.families.decoding import DecodingWorkload
+from bench.families.decoding_workload import DecodingWorkload
 from bench.models import Sources
 from bench.registry import register
 from bench.workload import Built

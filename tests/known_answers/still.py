@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from bench.families.decoding import Decoding, DecodingJob, DecodingPrepared, Row
+from bench.families.decoding import Batch, Decoding, DecodingJob, DecodingPrepared, Emitted
 from bench.registry import register
 from bench.technique import Step
 
@@ -21,7 +20,7 @@ class Still(Decoding):
     lossless: ClassVar[bool] = False
     source: ClassVar[str] = "nothing"
 
-    def round(self, prepared: DecodingPrepared, row: Row, job: DecodingJob) -> tuple[Tensor, Mapping[str, int]]:
+    def round(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Emitted:
         raise AssertionError
 
     def token(self) -> int:

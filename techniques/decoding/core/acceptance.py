@@ -30,12 +30,17 @@ def token_wise(p: Tensor, q: Tensor, drafted: Tensor) -> Acceptance:
         drafted: ids drawn from q, `(g,)`.
     """
     index = drafted[:, None]
-    p_x, q_x = p[:-1].gather(-1, index)[:, 0], q.gather(-1, index)[:, 0]
+    accept = ratio(p[:-1].gather(-1, index), q.gather(-1, index))[:, 0].clamp_max(1)
     excess = (p[:-1] - q).clamp_min(0)
     mass = excess.sum(-1, keepdim=True)
     # no excess: p equals q and the token cannot be rejected; p stands in for a distribution never drawn from
     residual = torch.where(mass > 0, excess / mass, p[:-1])
-    return Acceptance((p_x / q_x).clamp_max(1), torch.cat([residual, p[-1:]]))
+    return Acceptance(accept, torch.cat([residual, p[-1:]]))
+
+
+def ratio(p: Tensor, q: Tensor) -> Tensor:
+    """p / q of drafted ids; 0 where q gives an id no chance: it was not drawn from q, and is never accepted."""
+    return torch.where(q > 0, p / q, 0.0)
 
 
 def draw(acceptance: Acceptance, drafted: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:

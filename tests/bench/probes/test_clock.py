@@ -28,7 +28,7 @@ def test_gaps_are_the_steps() -> None:
     samples = time_steps(steps(0.01, []), "cpu")
     assert samples.kind == ["prefill", *["decode"] * 4]
     assert samples.tokens == [2] * 5
-    assert samples.counts == {"drafted": 15}
+    assert samples.counts == [{"drafted": 15}]
     assert min(samples.seconds) == pytest.approx(0.01, rel=0.05)
 
 

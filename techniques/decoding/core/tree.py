@@ -1,0 +1,107 @@
+"""A tree of drafts: grown by the draft model, read by the target in one pass, walked from the root."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from bench.families.decoding import Batch, DecodingJob, DecodingPrepared, Emitted
+from bench.families.ragged import keep, lengths, read_rows, read_tree
+from techniques.decoding.core.chain import count
+
+Draw = Callable[[Tensor, int, torch.Generator], Tensor]
+"""A distribution `(vocabulary,)`, a number of children, the row's random numbers -> ids `(children,)`."""
+Decide = Callable[[Tensor, Tensor, Tensor, torch.Generator], tuple[Tensor, bool]]
+"""Distributions of target and draft `(vocabulary,)`, the children `(m,)` -> the next id `(1,)`, and whether it is
+one of them."""
+
+ROOT = -1
+
+
+@dataclass
+class Tree:
+    """Drafted tokens behind one row's text."""
+
+    tokens: list[Tensor] = field(default_factory=list)
+    """Ids of the nodes, `(1,)` each."""
+    parents: list[int] = field(default_factory=list)
+    """Per node, the place of its parent, or ROOT."""
+    laws: dict[int, Tensor] = field(default_factory=dict)
+    """Node -> what its children were drawn from, `(vocabulary,)`."""
+
+    depth: int = 0
+    """Levels."""
+
+    def children(self, nodes: Sequence[int]) -> list[int]:
+        return [child for child, parent in enumerate(self.parents) if parent in nodes]
+
+
+def grow(prepared: DecodingPrepared, batch: Batch, job: DecodingJob, widths: Sequence[int], draw: Draw) -> Tree:
+    """Draft level by level, as deep as the row has room beside one token of the target's.
+
+    Args:
+        widths: children of every node, per level.
+    """
+    model, cache, width = batch.draft.model, batch.draft.cache, prepared.model.config.vocab_size
+    row, tree = batch.only, Tree()
+    (held,) = lengths(cache, 1)
+    held = min(held, row.length - 1)
+    keep(cache, [held])
+    nodes, logits = [ROOT], read_rows(model, [row.known[held:]], cache)[0]
+    levels = widths[: max(row.room - 1, 0)]
+    for level, children in enumerate(levels):
+        new = []
+        for node, one in zip(nodes, logits[:, :width], strict=True):
+            law = job.distribution(one) if job.temperature else one.float().softmax(-1)
+            tree.laws[node] = torch.nn.functional.pad(law, (0, width - len(law)))
+            for token in draw(tree.laws[node], children, row.generator).split(1):
+                new.append(len(tree.tokens))
+                tree.tokens.append(token)
+                tree.parents.append(node)
+        tree.depth += 1
+        if level + 1 < len(levels):
+            nodes = new
+            logits = read_tree(model, torch.cat([tree.tokens[node] for node in new]), tree.parents, cache, row.length)
+    return tree
+
+
+def read(prepared: DecodingPrepared, batch: Batch, tree: Tree) -> Tensor:
+    """The target's logits behind the text and behind every node, `(1 + nodes, vocabulary)`."""
+    row = batch.only
+    ids = torch.cat([row.last, *tree.tokens])  # the text's last token is the root of what is read
+    return read_tree(prepared.model, ids, [ROOT, *(parent + 1 for parent in tree.parents)], batch.cache, row.length - 1)
+
+
+def verify(prepared: DecodingPrepared, batch: Batch, job: DecodingJob, tree: Tree, decide: Decide) -> Emitted:
+    """Let the target read the tree in one pass, and walk down while it accepts."""
+    row, text = batch.only, batch.only.length
+    with job.phase("verify"):
+        logits = read(prepared, batch, tree)
+    with job.phase("sample"):
+        alive, path, emitted = [ROOT], list[int](), list[Tensor]()
+        while alive:
+            children = tree.children(alive)
+            tokens = torch.cat([row.ids[:0], *(tree.tokens[child] for child in children)])
+            one = logits[alive[0] + 1]
+            if job.temperature == 0:
+                token = one.argmax(-1, keepdim=True)
+                accepted = bool((tokens == token).any())
+            elif children:
+                token, accepted = decide(job.distribution(one), tree.laws[alive[0]], tokens, row.generator)
+            else:
+                token, accepted = job.choose(one[None], row.generator), False
+            emitted.append(token)
+            alive = [child for child in children if accepted and bool(tree.tokens[child] == token)]
+            path += alive[:1]
+    keep(batch.cache, [text - 1], [[0, *(node + 1 for node in path)]])
+    # the draft model has read all but the deepest level
+    keep(batch.draft.cache, [text], [[node for node in path if node in tree.laws]])
+    return [torch.cat(emitted)], {**count(tree.depth, len(path)), "nodes": len(tree.tokens)}
+
+
+def likeliest(law: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Greedy children: the draft's first choices."""
+    return law.topk(count).indices

@@ -1,0 +1,168 @@
+"""Prompts for the target to answer: six kinds of requests, made from templates and lists of words.
+
+A seventh kind, `own`, is no request at all: the target writes the user's turn itself and then answers it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from techniques.decoding.distil.subjects import (
+    ACTIONS,
+    LANGUAGES,
+    PEOPLE,
+    PLACES,
+    SUBJECTS,
+    THINGS,
+    WHEN,
+    WORKERS,
+    held_out,
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One user turn, or none."""
+
+    kind: str
+    subject: str
+    """What it is about: all prompts of one subject lie in the same split."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text to ask about."""
+
+    subject: str
+    text: str
+
+
+CHATS = (
+    "Write a short story about {}.",
+    "Give me five tips about {}.",
+    "I want to learn more about {}. Where should I start?",
+    "Write an email to a colleague about {}.",
+    "Compare {} with {}.",
+    "What are the advantages and disadvantages of {}?",
+    "Explain {} to a ten-year-old child.",
+    "Write a poem about {}.",
+    "Plan a weekend workshop on {}.",
+    "I had a bad experience with {}. What should I do now?",
+    "Write a blog post about {} and {}.",
+    "Play the part of an expert on {} and answer a beginner's first question.",
+    "Describe a day in the life of somebody who works with {}.",
+    "Write a dialogue between two friends who disagree about {}.",
+    "Suggest a title and three headings for an article on {}.",
+    "Write a Python function that has to do with {}, and explain it.",
+    "List common mistakes people make with {}.",
+    "How has {} changed over the last hundred years?",
+)
+QUESTIONS = (
+    "What is {}?",
+    "Why is {} important?",
+    "How does {} work?",
+    "When did people begin with {}?",
+    "Who is famous for {}?",
+    "Where in the world is {} most common?",
+    "What does science say about {}?",
+    "Which tools are needed for {}?",
+    "How long does it take to understand {}?",
+    "What do {} and {} have in common?",
+    "Is it true that {} is dangerous?",
+    "What is the most surprising fact about {}?",
+    "How much does {} cost?",
+    "What should everybody know about {}?",
+)
+SUMS = (
+    "{a} has {x} {t}. {b} gives {a} {y} more, and then {a} sells {z}. How many {t} does {a} have now?",
+    "A box holds {x} {t}. How many {t} are in {y} boxes, if {z} of the {t} are broken and thrown away?",
+    "{a} buys {x} {t} at {y} dollars each and pays with {m} dollars. How much change does {a} get?",
+    "{a} walks {x} kilometres in {y} hours. How far does {a} walk in {z} hours at the same speed?",
+    "{x} {t} cost {y} dollars. How much do {z} {t} cost?",
+    "{a} is {x} years old, and {b} is {y} years older. How old will they be together in {z} years?",
+    "A garden is {x} metres long and {y} metres wide. What are its area and its perimeter?",
+    "{a}, {b} and a friend share {m} {t} equally. How many does each of them get, and how many are left over?",
+    "A shop sells {x} {t} on Monday and twice as many on Tuesday. After {y} came back, how many were sold in all?",
+    "Solve for x: {x}x + {y} = {m}. Show each step.",
+    "What is {x} percent of {m}? Explain how you found it.",
+    "A train leaves {p} at {y} o'clock and travels at {m} kilometres per hour. How far is it after {z} hours?",
+)
+TRANSLATIONS = (
+    "Translate into {l}: {s}",
+    "Translate the following sentences into {l}.\n\n{s} {r}",
+    "How do you say this in {l}? {s}",
+    "Give me a {l} translation of this text, and explain its words: {s} {r}",
+    "Please put this into good {l}: {s}",
+)
+SUMMARIES = (
+    "Summarise this text.",
+    "What are the main points of the following text?",
+    "Write a one-paragraph summary of the text below.",
+    "Shorten the following text to two sentences.",
+    "Give the following passage a headline and a short abstract.",
+    "Explain in your own words what this passage says.",
+    "Rewrite this text in simpler language.",
+    "Turn the text below into a list of questions with their answers.",
+)
+RETRIEVALS = (
+    "Answer with the help of the text: what does it say about {}?",
+    "Using only the passage below, explain what matters about {}.",
+    "Which statements about {} can be found in this document? Quote them.",
+    "Here is a search result about {}. What should the reader do next?",
+    "Based on the context, answer this question: why does {} matter?",
+)
+
+
+def chat(draw: random.Random) -> Prompt:
+    return _about("chat", CHATS, draw)
+
+
+def question(draw: random.Random) -> Prompt:
+    return _about("question", QUESTIONS, draw)
+
+
+def mathematics(draw: random.Random) -> Prompt:
+    first, second = draw.sample(PEOPLE, 2)
+    thing = draw.choice(THINGS)
+    x, y, z = draw.randint(2, 60), draw.randint(2, 12), draw.randint(2, 9)
+    text = draw.choice(SUMS).format(
+        a=first, b=second, t=thing, p=draw.choice(PLACES), x=x, y=y, z=z, m=draw.randint(6, 40) * 10
+    )
+    return Prompt("mathematics", f"{first} and {thing}", text)
+
+
+def translation(draw: random.Random) -> Prompt:
+    worker, place = draw.choice(WORKERS), draw.choice(PLACES)
+    text = draw.choice(TRANSLATIONS).format(
+        l=draw.choice(LANGUAGES), s=_sentence(worker, place, draw), r=_sentence(draw.choice(PEOPLE), place, draw)
+    )
+    return Prompt("translation", f"{worker} at {place}", text)
+
+
+def summary(draw: random.Random, passages: Sequence[Passage]) -> Prompt:
+    passage = draw.choice(passages)
+    return Prompt("summary", passage.subject, f"{draw.choice(SUMMARIES)}\n\n{passage.text}")
+
+
+def retrieval(draw: random.Random, passages: Sequence[Passage]) -> Prompt:
+    passage = draw.choice(passages)
+    request = draw.choice(RETRIEVALS).format(passage.subject)
+    return Prompt("retrieval", passage.subject, f"{request}\n\n{passage.text}")
+
+
+ASKED: tuple[Callable[[random.Random], Prompt], ...] = (chat, question, mathematics, translation)
+GROUNDED: tuple[Callable[[random.Random, Sequence[Passage]], Prompt], ...] = (summary, retrieval)
+
+
+def _about(kind: str, templates: Sequence[str], draw: random.Random) -> Prompt:
+    subject = draw.choice(SUBJECTS)
+    other = draw.choice([s for s in SUBJECTS if s != subject and held_out(s) == held_out(subject)])
+    return Prompt(kind, subject, draw.choice(templates).format(subject, other))
+
+
+def _sentence(who: str, place: str, draw: random.Random) -> str:
+    who = who if who in PEOPLE else f"The {who}"
+    return f"{who} {draw.choice(ACTIONS)} at {place} {draw.choice(WHEN)}."

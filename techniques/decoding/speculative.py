@@ -1,0 +1,64 @@
+"""Speculative decoding: a small model drafts a few tokens, the target verifies them in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.families.decoding import Batch, Decoding, DecodingJob, DecodingPrepared, Emitted
+from bench.models import Sources
+from bench.registry import register
+from techniques.decoding.core import drafting
+from techniques.decoding.core.acceptance import draw, token_wise
+from techniques.decoding.core.chain import read_draft, verify
+from techniques.decoding.core.reduced_head import reduce
+
+
+@register
+class Speculative(Decoding):
+    """Draft gamma tokens with a small model, accept each with probability min(1, p/q) until the first rejection.
+
+    A rejected token is replaced by one from norm(max(0, p - q)); behind a draft accepted in full the target adds one
+    of its own. The output follows the target's law exactly.
+    """
+
+    source: ClassVar[str] = "Leviathan et al. 2023, algorithm 1; Chen et al. 2023, algorithm 2"
+    batched: ClassVar[bool] = True
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"speculative_short_head": {"head_tokens": 8192}}
+
+    draft_tokens: int = Field(default=3, ge=1, le=32)
+    """Tokens drafted per round, gamma [tokens]."""
+
+    head_tokens: int = Field(default=0, ge=0)
+    """The draft knows only so many tokens, the most frequent ones: its output head costs less; 0: all [tokens]."""
+
+    @property
+    def ahead(self) -> int:
+        return self.draft_tokens
+
+    def prepare(self, sources: Sources) -> DecodingPrepared:
+        prepared = drafting.prepare(super().prepare(sources), sources)
+        if self.head_tokens:
+            reduce(prepared.helpers[0], torch.tensor(sources.get("draft").frequent_tokens[: self.head_tokens]))
+        return prepared
+
+    def begin(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Any:
+        return drafting.begin(prepared.helpers[0], batch, self.draft_tokens)
+
+    def round(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Emitted:
+        with job.phase("draft"):
+            drafted, q = drafting.propose(prepared, batch, job, self.draft_tokens)
+        return verify(prepared, batch, job, drafted, q, self.decide)
+
+    def pieces(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Mapping[str, Callable[[], object]]:
+        return {
+            "draft": lambda: drafting.propose(prepared, batch, job, self.draft_tokens),
+            "verify": lambda: read_draft(prepared, batch, self.draft_tokens),
+        }
+
+    def decide(self, p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator) -> tuple[Tensor, int]:
+        return draw(token_wise(p, q, drafted), drafted, generator)

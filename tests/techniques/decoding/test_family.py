@@ -1,0 +1,272 @@
+"""What every way of decoding must do: the baseline's text greedily, the target's law with sampling, whatever drafts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from bench import registry
+from bench.errors import Unsupported
+from bench.families.decoding import Decoding, DecodingJob
+from bench.models import Source, Sources
+from techniques.decoding.autoregressive import Autoregressive
+
+TARGETS = ["tiny:llama", "tiny:gpt2", "tiny:qwen3"]
+PEERS = ["hf_generate", "hf_assisted", "hf_prompt_lookup"]
+DRAFTED = [
+    "speculative",
+    "block_verification",
+    "dynamic_gamma",
+    "confidence_stop",
+    "spectr",
+    "tree",
+    "early_exit",
+    "hf_assisted",
+]
+LOSSLESS = [*DRAFTED, "prompt_lookup", "hf_generate", "hf_prompt_lookup"]
+BATCHED = ["autoregressive", "speculative", "block_verification", "prompt_lookup"]
+
+
+@dataclass(frozen=True)
+class Contrary(Source):
+    """The same model with its head turned round: what it likes best is what the model likes least."""
+
+    def model(self, **options: Any) -> Any:
+        model = super().model(**options)
+        head = nn.Linear(*reversed(model.lm_head.weight.shape), bias=False)
+        head.weight.data = -model.lm_head.weight.data
+        model.lm_head = head
+        return model
+
+
+@dataclass(frozen=True)
+class Near(Source):
+    """The same model with noise on its head: its drafts are sometimes right."""
+
+    def model(self, **options: Any) -> Any:
+        model = super().model(**options)
+        weight = model.lm_head.weight.data
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+        head = nn.Linear(*reversed(weight.shape), bias=False)
+        head.weight.data = weight + 0.5 * weight.std() * noise
+        model.lm_head = head
+        return model
+
+
+@cache
+def sources(target: str, draft: str) -> Sources:
+    drafts = {
+        "itself": lambda: Source(target, "draft"),
+        "random": lambda: Source("tiny:qwen3" if target != "tiny:qwen3" else "tiny:llama", "draft"),
+        "near": lambda: Near(target, "draft"),
+        "always wrong": lambda: Contrary(target, "draft"),
+    }
+    return Sources(Source(target), {"draft": drafts[draft]()})
+
+
+def technique(name: str, **parameters: Any) -> Decoding:
+    found = registry.techniques[name]
+    return found.cls(**{**found.parameters, **parameters})
+
+
+def prompts() -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    words = torch.randint(0, 256, (6,), generator=generator)
+    return (words.repeat(4), torch.randint(0, 256, (30,), generator=generator), torch.tensor([65]))
+
+
+def job(**changes: Any) -> DecodingJob:
+    return DecodingJob(**{"prompts": prompts(), "max_new_tokens": 24, **changes})
+
+
+def generated(one: Decoding, these: Sources, what: DecodingJob) -> tuple[list[list[int]], Counter[str]]:
+    prepared = one.prepare(these)
+    outputs, counts = one.generate(prepared, what)
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    prepared.close()
+    return outputs, total
+
+
+@cache
+def baseline(target: str, stop: frozenset[int] = frozenset()) -> list[list[int]]:
+    return generated(Autoregressive(), sources(target, "itself"), job(stop_ids=stop))[0]
+
+
+@pytest.mark.parametrize("draft", ["itself", "random", "always wrong"])
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_greedy_output_is_the_baselines(name: str, target: str, draft: str) -> None:
+    if name not in DRAFTED and draft != "itself":
+        return
+    outputs, counts = generated(technique(name), sources(target, draft), job())
+    assert outputs == baseline(target)
+    if name in PEERS:
+        return
+    assert counts["accepted"] + counts["rounds"] == sum(len(o) - 1 for o in outputs), "a round emits one of its own"
+    if draft == "always wrong" and name not in {"early_exit", "prompt_lookup", "tree"}:
+        assert counts["accepted"] == 0
+    if draft == "itself" and name in {"speculative", "block_verification", "spectr", "dynamic_gamma", "tree"}:
+        assert counts["accepted"] == counts["drafted"] > 0, "what the model says itself is never rejected"
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_a_text_ends_at_its_end_token_inside_a_draft(name: str) -> None:
+    stop = frozenset({baseline("tiny:llama")[0][7], baseline("tiny:llama")[1][2]})
+    expected = baseline("tiny:llama", stop)
+    outputs, _ = generated(technique(name), sources("tiny:llama", "itself"), job(stop_ids=stop))
+    assert outputs == expected
+    assert any(len(o) < 24 for o in outputs)
+    assert not any(stop & set(o[:-1]) for o in outputs)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3])
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_the_length_asked_for_is_kept(name: str, length: int) -> None:
+    outputs, _ = generated(technique(name), sources("tiny:llama", "itself"), job(max_new_tokens=length))
+    assert outputs == [one[:length] for one in baseline("tiny:llama")]
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_a_text_may_fill_the_context_to_its_end(name: str) -> None:
+    these = sources("tiny:llama", "itself")
+    limit = these.target.config.max_position_embeddings
+    long = torch.arange(limit - 6) % 256
+    fits = job(prompts=(long,), max_new_tokens=6)
+    assert generated(technique(name), these, fits)[0] == generated(Autoregressive(), these, fits)[0]
+    if name not in PEERS:
+        with pytest.raises(Unsupported, match="do not fit"):
+            generated(technique(name), these, job(prompts=(long,), max_new_tokens=7))
+
+
+# sampling
+
+OPTIONS = {"max_new_tokens": 3, "temperature": 0.9, "top_k": 3, "top_p": 0.95}
+PROMPT = torch.tensor([7, 7, 9, 7, 7, 9, 7])
+
+
+@cache
+def law(target: str) -> dict[tuple[int, ...], float]:
+    """Every text that can come out, and how probable it is: the model asked once per prefix, without a cache."""
+    model = Source(target).model()
+    reference = DecodingJob(prompts=(PROMPT,), **OPTIONS)
+    texts: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(OPTIONS["max_new_tokens"]):
+        longer = {}
+        with torch.inference_mode():
+            ids = torch.stack([torch.cat([PROMPT, torch.tensor(text, dtype=torch.long)]) for text in texts])
+            p = reference.distribution(model(ids).logits[:, -1])
+        for row, (text, mass) in enumerate(texts.items()):
+            for token in p[row].nonzero()[:, 0].tolist():
+                longer[(*text, token)] = mass * float(p[row, token])
+        texts = longer
+    return texts
+
+
+def z_of(seen: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float], draws: int) -> float:
+    """How far the counts lie from the law: chi-square, rare texts pooled, as a normal deviate (Wilson-Hilferty)."""
+    cells: list[tuple[float, float]] = []
+    rare = [0.0, 0.0]
+    for text, p in expected.items():
+        if draws * p < 5:
+            rare = [rare[0] + seen[text], rare[1] + draws * p]
+        else:
+            cells.append((seen[text], draws * p))
+    if rare[1] >= 5:
+        cells.append((rare[0], rare[1]))
+    chi2 = sum((count - mean) ** 2 / mean for count, mean in cells)
+    degrees = len(cells) - 1
+    return ((chi2 / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / math.sqrt(2 / (9 * degrees))
+
+
+def drawn(one: Decoding, these: Sources, draws: int, **changes: Any) -> tuple[Counter[tuple[int, ...]], Counter[str]]:
+    prepared = one.prepare(these)
+    what = DecodingJob(**{"prompts": (PROMPT,) * draws, **OPTIONS, **changes})
+    outputs, counts = one.generate(prepared, what)
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return Counter(map(tuple, outputs)), total
+
+
+@pytest.mark.parametrize("draft", ["near", "itself"])
+@pytest.mark.parametrize("name", [name for name in [*LOSSLESS, "autoregressive"] if name not in PEERS])
+def test_sampling_keeps_the_targets_law(name: str, draft: str) -> None:
+    """Three sampled ids with temperature, top-k and top-p: the law is that of 27 texts at most."""
+    these = sources("tiny:llama", draft)
+    if draft == "itself" and name in {"prompt_lookup", "early_exit", "autoregressive"}:
+        return
+    draws = 500
+    seen, counts = drawn(technique(name), these, draws)
+    expected = law("tiny:llama")
+    assert set(seen) <= set(expected), "a text that the target cannot write"
+    assert sum(expected.values()) == pytest.approx(1.0, abs=1e-5)
+    if name != "autoregressive":
+        assert counts["accepted"] > draws / 50, "drafts played no part"
+        assert draft == "itself" or counts["accepted"] < counts["drafted"], "no residual was drawn from"
+    if draft == "itself" and name in {"speculative", "block_verification", "spectr", "tree"}:
+        assert counts["accepted"] == counts["drafted"]
+    assert z_of(seen, expected, draws) < 3.3  # one false alarm in 2,000, and the seeds are fixed
+
+
+# batches
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", BATCHED)
+def test_rows_of_a_batch_go_their_own_ways(name: str, target: str) -> None:
+    """Prompts of different lengths, drafts accepted differently, texts that end at different times."""
+    stop = frozenset({baseline(target)[0][5]})
+    for draft in ("near", "itself"):
+        one, these = technique(name), sources(target, draft)
+        outputs, counts = generated(one, these, job(batch=3))
+        assert outputs == baseline(target)
+        assert generated(one, these, job(batch=2))[0] == baseline(target)
+        assert generated(one, these, job(batch=3, stop_ids=stop))[0] == baseline(target, stop)
+    if name == "speculative":
+        assert counts["accepted"] == counts["drafted"]
+
+
+def test_a_batch_keeps_the_targets_law() -> None:
+    draws = 1200
+    seen, _ = drawn(technique("speculative"), sources("tiny:llama", "near"), draws, batch=40)
+    assert z_of(seen, law("tiny:llama"), draws) < 3.3
+
+
+def test_rows_of_a_batch_draw_what_they_draw_alone() -> None:
+    these = sources("tiny:llama", "near")
+    alone, together = (
+        generated(technique("speculative"), these, job(temperature=1.0, batch=batch))[0] for batch in (1, 3)
+    )
+    assert alone == together
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSLESS) - set(BATCHED)))
+def test_who_takes_one_prompt_at_a_time_says_so(name: str) -> None:
+    with pytest.raises(Unsupported, match="one prompt at a time"):
+        generated(technique(name), sources("tiny:llama", "itself"), job(batch=2))
+
+
+# drafts that do not fit
+
+
+def test_a_draft_of_another_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    these = Sources(Source("tiny:llama"), {"draft": Source("tiny:qwen3", "draft")})
+    vocabulary = {**these.target.tokenizer.get_vocab(), "more": 263}
+    monkeypatch.setattr(these.get("draft").tokenizer, "get_vocab", lambda: vocabulary)
+    with pytest.raises(Unsupported, match="another vocabulary"):
+        technique("speculative").prepare(these)
+
+
+@pytest.mark.parametrize("name", [name for name in DRAFTED if name != "early_exit"])
+def test_without_a_draft_it_says_how_to_name_one(name: str) -> None:
+    with pytest.raises(Unsupported, match="--draft"):
+        technique(name).prepare(Sources(Source("tiny:llama")))
