@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import embedded, embedded_draft
+from bench import embedded, embedded_draft, text
 from bench.errors import ModelError, Unsupported, UsageError
 from bench.registry import did_you_mean
 from bench.shapes import SYNTHETIC, TINY
@@ -62,12 +64,13 @@ class Source:
     def frequent_tokens(self) -> list[int]:
         """Ids that a reduced output head may be cut to, the most frequent first.
 
-        Raises:
-            Unsupported: nobody counted them for this model.
+        The draft of the embedded model brings those of its target's own texts; of other models they are counted in
+        the embedded text.
         """
-        if self.name != embedded_draft.NAME:
-            raise Unsupported(f"{self.name} has no list of frequent tokens: only {embedded_draft.NAME} brings one")
-        return embedded_draft.frequent_tokens()
+        if self.name == embedded_draft.NAME:
+            return embedded_draft.frequent_tokens()
+        counts = Counter(chain.from_iterable(self.tokenizer(list(text.documents("train").values()))["input_ids"]))
+        return [token for token, _ in counts.most_common()]
 
     @property
     def is_random(self) -> bool:

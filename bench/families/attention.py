@@ -1,6 +1,6 @@
 """The attention that all arms of a family compute with: the library's, with grouped queries packed when decoding.
 
-For one query token the library asks torch for `enable_gqa`, which on a CPU reads every key once per query head.
+For a few query tokens the library asks torch for `enable_gqa`, which on a CPU reads every key once per query head.
 Packed as the rows of one small matrix, the queries of a group read their keys once.
 """
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "packed_sdpa"
+FEW = 32
+"""Query tokens that are packed at most; a prompt has enough rows of its own."""
 
 
 def packed_sdpa(
@@ -36,11 +38,15 @@ def packed_sdpa(
 
     batch, heads, new, _ = query.shape
     kv_heads = key.shape[1]
-    if new > 1 or heads == kv_heads or attention_mask is not None:
+    if new > FEW or heads == kv_heads or (new > 1 and attention_mask is None):
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    rows = query.reshape(batch, kv_heads, heads // kv_heads, -1)
-    out = scaled_dot_product_attention(rows, key, value, scale=scaling)  # (batch, kv_heads, group, head_dim)
-    return out.reshape(batch, 1, heads, -1), None
+    group = heads // kv_heads
+    rows = query.reshape(batch, kv_heads, group * new, -1)  # a head's tokens lie together
+    mask = None
+    if attention_mask is not None:
+        mask = attention_mask[..., : key.shape[-2]].repeat(1, 1, group, 1)  # (batch, 1, group * new, held)
+    out = scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scaling)
+    return out.reshape(batch, heads, new, -1).transpose(1, 2).contiguous(), None
 
 
 def pack(model: Any) -> None:

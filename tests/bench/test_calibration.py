@@ -31,7 +31,7 @@ def planted() -> Any:
 
 def timed(factor: float, arm: str, memory: float = 1.0, seed: int = 0) -> dict[str, Any]:
     """An arm of the time experiment: as simulated, but told per prompt."""
-    parts = rounds(np.random.default_rng(seed), 10, factor, process=0.004, within=0.01)
+    parts = rounds(np.random.default_rng(seed), 10, factor, process=0.004, within=0.01, outlying=0.0)
     for part in parts:
         for burst in part["bursts"]:
             seconds = burst["samples"]["seconds"]

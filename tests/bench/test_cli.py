@@ -83,11 +83,11 @@ def test_a_malformed_data_file_is_named_before_anything_starts(tmp_path: Path) -
 
 
 def test_dry_run_prints_processes_start_and_work() -> None:
-    code, text = call("run", "decoding", "--dry-run")
+    code, text = call("run", "prompt_lookup", "--dry-run", "--set", "replicates=10")
     assert code == 0
     assert "processes" in text
     assert "timing and memory" in text
-    assert "34 processes" in text  # 1 builds, 3 score, 3 x 10 time
+    assert "23 processes" in text  # 1 builds, 2 score, 2 x 10 time
 
 
 def test_list_and_show_name_everything() -> None:

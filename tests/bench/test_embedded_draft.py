@@ -14,11 +14,13 @@ from bench.models import Source
 from bench.plan import parameters_of
 
 REQUESTS = (
-    "Explain why the moon has phases.",
     "Write a letter to a neighbour who makes too much noise.",
-    "What is the difference between weather and climate?",
+    "Translate into French: My brother sold his boat to a friend in May.",
+    "A farmer has 14 hens and buys 9 more. How many eggs does she collect if each hen lays 2 eggs?",
+    "What should I know before I adopt a cat?",
     "Give me three ideas for a birthday party in the garden.",
 )
+"""None of the training's prompts."""
 
 
 @pytest.mark.embedded
@@ -49,7 +51,7 @@ def test_the_target_would_accept_much_of_what_it_proposes() -> None:
         text = source.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
         asked = source.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         with torch.inference_mode():
-            ids = target.generate(asked, do_sample=False, max_new_tokens=24, min_new_tokens=24, pad_token_id=2)
+            ids = target.generate(asked, do_sample=False, max_new_tokens=32, min_new_tokens=32, pad_token_id=2)
             p, q = (model(ids[:, :-1]).logits[0, asked.shape[1] - 1 :] for model in (target, draft))
         accepted.append(torch.minimum(p.softmax(-1), q.softmax(-1)).sum(-1))
         same.append(p.argmax(-1) == q.argmax(-1))

@@ -76,3 +76,15 @@ def test_scaling_is_the_models():
         expected, _ = sdpa_attention_forward(layer, query, key, key, None, scaling=scaling)
         assert got.shape == expected.shape == (2, 1, 4, 16)
         assert (got - expected).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("new", [2, 5, attention.FEW, attention.FEW + 1])
+def test_a_few_tokens_with_a_mask_of_their_own_equal_the_librarys(new: int) -> None:
+    layer = Source("tiny:llama").model().model.layers[0].self_attn  # type: ignore[union-attr]
+    query, key, value = torch.randn(3, 4, new, 16), torch.randn(3, 2, 50, 16), torch.randn(3, 2, 50, 16)
+    mask = torch.rand(3, 1, new, 50) < 0.5
+    mask[..., 0] = True
+    got, _ = attention.packed_sdpa(layer, query, key, value, mask)
+    expected, _ = sdpa_attention_forward(layer, query, key, value, mask)
+    assert got.shape == expected.shape == (3, new, 4, 16)
+    assert (got - expected).abs().max() < 1e-5

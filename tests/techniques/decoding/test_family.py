@@ -150,7 +150,7 @@ def test_a_text_may_fill_the_context_to_its_end(name: str) -> None:
 # sampling
 
 OPTIONS = {"max_new_tokens": 3, "temperature": 0.9, "top_k": 3, "top_p": 0.95}
-PROMPT = torch.tensor([7, 7, 9, 7, 7, 9, 7])
+PROMPT = torch.tensor([7, 7, 7, 7, 9, 7, 7, 7])
 
 
 @cache
