@@ -72,6 +72,8 @@ class LibraryDecoding(Decoding):
             top_p=job.top_p,
             **settings,
         )
+        # what is None in a config is taken from the model's own, which would end texts at its end token
+        model.generation_config.eos_token_id = config.eos_token_id
         # the library draws from torch's own generator
         torch.manual_seed(job.generator(item, prompt.device).initial_seed())
         ids = prompt[None]

@@ -128,6 +128,14 @@ def test_a_text_ends_at_its_end_token_inside_a_draft(name: str) -> None:
     assert not any(stop & set(o[:-1]) for o in outputs)
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_a_models_own_end_token_ends_no_text_of_the_librarys(name: str) -> None:
+    one, these = technique(name), sources("tiny:llama", "itself")
+    prepared = one.prepare(these)
+    prepared.model.generation_config.eos_token_id = baseline("tiny:llama")[0][7]  # type: ignore[union-attr]
+    assert one.generate(prepared, job())[0] == baseline("tiny:llama")
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 @pytest.mark.parametrize("name", LOSSLESS)
 def test_the_length_asked_for_is_kept(name: str, length: int) -> None:
