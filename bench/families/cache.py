@@ -71,6 +71,8 @@ class PreallocatedLayer(CacheLayerMixin):
             self.lengths[row] = start
             if places is not None and len(places[row]):
                 self.lengths[row] = end = start + len(places[row])
+                if list(places[row]) == list(range(len(places[row]))):
+                    continue
                 moved = torch.tensor(places[row], device=self.device) + start
                 self.keys[row, :, start:end] = self.keys[row, :, moved]
                 self.values[row, :, start:end] = self.values[row, :, moved]

@@ -21,17 +21,27 @@ class Tree(TreeDecoding):
     """Several continuations of every drafted token, so that a round survives where the likeliest one is rejected.
 
     Children are drawn without replacement and tried in turn by recursive rejection: what a rejected child had is
-    taken out of the target's law and out of the draft's. Greedily they are the draft's likeliest tokens.
+    taken out of the target's law and out of the draft's. Greedily they are the draft's likeliest tokens. With
+    `confidence` the tree grows deep where the draft is sure and stays flat where it is not. That loses nothing of
+    the target's law: what is drawn is always tried, and only what follows it is left undrafted.
     """
 
-    source: ClassVar[str] = "Miao et al. 2024, SpecInfer, algorithm 2; Jeon et al. 2024, Recursive Speculative Decoding"
+    source: ClassVar[str] = (
+        "Miao et al. 2024, SpecInfer, algorithm 2; Jeon et al. 2024, Recursive Speculative Decoding; "
+        "Li et al. 2024, EAGLE-2, section 4.1, for `confidence`"
+    )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tree_wide": {"branches": (4, 2, 1)},
         "tree_short_head": {"branches": (2, 1), "head_tokens": 2048},
+        "tree_confident": {"branches": (4, 2, 1, 1), "confidence": 0.15},
+        "tree_confident_short_head": {"branches": (4, 2, 1, 1), "confidence": 0.15, "head_tokens": 2048},
     }
 
     branches: tuple[int, ...] = Field(default=(2, 2, 1), min_length=1, max_length=16)
     """Children of every node, per level."""
+
+    confidence: float = Field(default=0.0, ge=0, lt=1)
+    """A node has children where the draft gives the path to it at least this probability; 0: always."""
 
     @field_validator("branches")
     @classmethod
@@ -45,7 +55,7 @@ class Tree(TreeDecoding):
         return _nodes(self.branches)
 
     def grown(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Drafts:
-        return grow(prepared, batch, job, self.branches, distinct if job.temperature else likeliest)
+        return grow(prepared, batch, job, self.branches, distinct if job.temperature else likeliest, self.confidence)
 
     def decide(self, p: Tensor, q: Tensor, candidates: Tensor, generator: torch.Generator) -> tuple[Tensor, bool]:
         return draw_sequential(without_replacement(p, q, candidates), candidates, generator)

@@ -37,8 +37,9 @@ EVERY = 200
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/train_draft", description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=2_600_000, help="positions trained on, repetitions counted")
-    parser.add_argument("--texts", type=int, default=930_000, help="tokens that the target writes, per text seed")
-    parser.add_argument("--text-seeds", type=int, nargs="+", default=[0], help="what the texts are drawn with")
+    parser.add_argument(
+        "--texts", type=int, nargs="+", default=[930_000, 700_000], help="tokens that the target writes, per series"
+    )
     parser.add_argument("--layers", type=int, default=2, help="layers of the draft")
     parser.add_argument("--rate", type=float, default=training.Recipe.rate, help="highest learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of the order in which texts are read")
@@ -54,8 +55,8 @@ def main(wanted: argparse.Namespace, say: Callable[[str], None]) -> None:
     target, tokenizer = source.model(), source.tokenizer
     files = [
         file
-        for seed in wanted.text_seeds
-        for file in writing.write(target, tokenizer, wanted.work, wanted.texts, seed, say)
+        for number, tokens in enumerate(wanted.texts)
+        for file in writing.write(target, tokenizer, wanted.work, tokens, number, say)
     ]
     if wanted.only == "write":
         return
@@ -69,7 +70,7 @@ def main(wanted: argparse.Namespace, say: Callable[[str], None]) -> None:
         made = json.loads(report.read_text())
     else:
         made = _trained(wanted, target, texts, say)
-        made["texts"]["written_tokens"] = len(files) * writing.ROWS * writing.NEW
+        made["texts"]["written_tokens"] = wanted.texts
         made["overlap"] = overlap
     made |= _measured(wanted.out, made["layers"], texts, target)
     report.write_text(json.dumps(made, indent=1) + "\n")
@@ -104,7 +105,6 @@ def _trained(wanted: argparse.Namespace, target: Any, texts: Corpus, say: Callab
         "target": {"name": embedded.NAME, "sha256": embedded.fingerprint()},
         "layers": wanted.layers,
         "recipe": asdict(recipe),
-        "text_seeds": wanted.text_seeds,
         "texts": {**texts.texts, "sha256": texts.sha256},
         "cost": {**spent, "device": manifest.device_name("cpu"), "threads": torch.get_num_threads()},
         "untrained": untrained,

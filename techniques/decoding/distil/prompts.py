@@ -1,6 +1,6 @@
-"""Prompts for the target to answer: six kinds of requests, made from templates and lists of words.
+"""Prompts for the target to answer: requests of several kinds, made from templates and lists of words.
 
-A seventh kind, `own`, is no request at all: the target writes the user's turn itself and then answers it.
+Another kind, `own`, is no request at all: the target writes the user's turn itself and then answers it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from techniques.decoding.distil.subjects import (
     ACTIONS,
+    FOREIGN,
     LANGUAGES,
+    NOUNS,
     PEOPLE,
     PLACES,
     SUBJECTS,
@@ -114,6 +116,40 @@ RETRIEVALS = (
     "Here is a search result about {}. What should the reader do next?",
     "Based on the context, answer this question: why does {} matter?",
 )
+FACTS = (
+    "What is {}, and what is it good for?",
+    "What does {} look like?",
+    "Explain in three sentences what {} is.",
+    "Where would you find {}?",
+    "What is the difference between {} and {}?",
+    "Name three facts about {}.",
+    "Why would anybody want to know more about {}?",
+    "How would you describe {} to somebody who has never seen one?",
+    "Who first wrote about {}, and when?",
+    "What is {} made of, and how old can it become?",
+)
+FROM_FOREIGN = (
+    "Translate from {l} to English: {s} {r}",
+    "Translate this {l} text into English: {s}",
+    "What does this {l} sentence mean in English? {s}",
+    "Put the following {l} sentences into plain English.\n\n{s} {r}",
+)
+EXCERPTS = (
+    "Translate from English to {}: {}",
+    "Translate this passage into {}.\n\n{}",
+    "Say the following in {}: {}",
+)
+SHORTENED = (
+    "Summarise the following text in one sentence.\n{}",
+    "Summarise the text below in three sentences.\n{}",
+    "Summarise this article in two short sentences.\n{}",
+    "Summarise this report and say what its writer wants.\n{}",
+)
+TOGETHER = (
+    "Use the passages to answer this question: what is said about {2}?\nPassage 1: {0}\nPassage 2: {1}",
+    "Read both passages and say why {2} matters.\nPassage 1: {0}\nPassage 2: {1}",
+    "Which of these two documents tells more about {2}, and what?\nDocument 1: {0}\nDocument 2: {1}",
+)
 OPENINGS = (
     "Translate from German to English:",
     "Summarise the following text in one sentence.\n\n",
@@ -192,8 +228,72 @@ def retrieval(draw: random.Random, passages: Sequence[Passage]) -> Prompt:
     return Prompt("retrieval", passage.subject, f"{request}\n\n{passage.text}")
 
 
-ASKED: tuple[Callable[[random.Random], Prompt], ...] = (chat, question, mathematics, translation)
-GROUNDED: tuple[Callable[[random.Random, Sequence[Passage]], Prompt], ...] = (summary, retrieval)
+def fact(draw: random.Random) -> Prompt:
+    noun = draw.choice(NOUNS)
+    other = draw.choice([n for n in NOUNS if n != noun and held_out(n) == held_out(noun)])
+    return Prompt("fact", noun, draw.choice(FACTS).format(noun, other))
+
+
+def foreign(draw: random.Random) -> Prompt:
+    language = draw.choice(list(FOREIGN))
+    who, did, when = (draw.choice(words) for words in FOREIGN[language])
+    others = (draw.choice(words) for words in FOREIGN[language])
+    text = draw.choice(FROM_FOREIGN).format(l=language, s=f"{who} {did} {when}.", r=f"{' '.join(others)}.")
+    return Prompt("foreign", f"{who} {did}", text)
+
+
+def excerpt(draw: random.Random, passages: Sequence[Passage]) -> Prompt:
+    passage = draw.choice(passages)
+    words = passage.text.split()
+    first = draw.randrange(max(1, len(words) - 40))
+    some = " ".join(words[first : first + draw.randint(25, 40)])
+    return Prompt("excerpt", passage.subject, draw.choice(EXCERPTS).format(draw.choice(LANGUAGES), some))
+
+
+def shortened(draw: random.Random, passages: Sequence[Passage]) -> Prompt:
+    passage = draw.choice(passages)
+    return Prompt("shortened", passage.subject, draw.choice(SHORTENED).format(passage.text))
+
+
+def together(draw: random.Random, passages: Sequence[Passage]) -> Prompt:
+    """A question about one of two passages of the same split."""
+    passage = draw.choice(passages)
+    other = draw.choice([p for p in passages if held_out(p.subject) == held_out(passage.subject)])
+    both = draw.sample((passage.text, other.text), 2)
+    return Prompt("together", passage.subject, draw.choice(TOGETHER).format(*both, passage.subject))
+
+
+Asked = Callable[[random.Random], Prompt]
+Grounded = Callable[[random.Random, Sequence[Passage]], Prompt]
+
+
+@dataclass(frozen=True)
+class Series:
+    """Texts that are written one after the other."""
+
+    order: tuple[str, ...]
+    """Which sort of prompts the shards take in turn."""
+    asked: tuple[Asked, ...]
+    grounded: tuple[Grounded, ...]
+    new: int
+    """Tokens written per text, whether or not an answer ends on the way: the loop that drafts serve goes on too."""
+
+
+SERIES = (
+    Series(
+        ("begun", "asked", "begun", "own", "begun", "grounded"),
+        (chat, question, mathematics, translation),
+        (summary, retrieval),
+        new=192,
+    ),
+    Series(
+        ("asked", "grounded"),
+        (chat, question, fact, mathematics, foreign),
+        (excerpt, shortened, together, retrieval),
+        new=96,
+    ),
+)
+"""Long texts that the target mostly begins itself, and beginnings of its answers to many requests."""
 
 
 def _about(kind: str, templates: Sequence[str], draw: random.Random) -> Prompt:

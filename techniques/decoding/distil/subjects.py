@@ -88,6 +88,112 @@ LANGUAGES = _listed(
     """
 )
 
+NOUNS = _listed(
+    """
+    a barometer; a beaver; a biscuit tin; a bridge toll; a bus lane; a canal lock; a candle; a census; a coin; a comma;
+    a compost heap; a crane; a cuckoo; a dam; a diesel engine; a dictionary; a dishwasher; a diving bell; a fax machine;
+    a fern; a fever; a flute; a footnote; a fuse; a gearbox; a gecko; a geyser; a glacier; a glossary; a hammer; a harp;
+    a hedgehog; a helicopter; a heron; a hinge; a jury; a kidney; a ladder; a lens; a lever; a lever arch file; a loom;
+    a magnet; a metronome; a mirror; a monsoon; a mortgage; a mosquito; a nettle; a notary; a parachute; a passport; a
+    peninsula; a piston; a plough; a pulley; a pump; a receipt; a recipe; a referee; a reservoir; a salmon; a scarecrow;
+    a screw; a seismograph; a semicolon; a sieve; a smoke alarm; a sponge; a stapler; a stethoscope; a subscription; a
+    tadpole; a telegram; a thermostat; a toolbox; a tractor; a transistor; a tuning fork; a valley; a valve; a violin
+    bow; a volcano; a wheelbarrow; a windmill; a zip; an abacus; an acorn; an alphabet; an anchor; an artery; an atlas;
+    an auction; an avalanche; an eclipse; an engine; an estuary; an eyelid; an hourglass; an iceberg; an insurance
+    policy; an octopus; an onion; an orchestra; an oven; an owl; the Arctic; the Baltic Sea; the Middle Ages; the
+    Moon; the Nile; the Pacific; the Roman Empire; the Sahara; the equator; the heart of a fish; the human ear; the
+    human eye; the liver; the lungs; the milky way; the periodic table; the printing press; the skin; the stomach; the
+    tides; the water cycle
+    """
+)
+FOREIGN = {
+    "German": (
+        _listed(
+            """
+            Meine Schwester; Unser Nachbar; Der alte Lehrer; Die Köchin; Ein junger Mann; Das Kind; Mein Onkel; Die
+            Ärztin; Der Gärtner; Frau Keller
+            """
+        ),
+        _listed(
+            """
+            kauft frisches Brot; wartet auf den Bus; liest ein langes Buch; repariert das Fahrrad; schreibt einen Brief;
+            sucht den Schlüssel; trinkt eine Tasse Tee; malt die Tür blau; lernt ein neues Lied; pflanzt drei Bäume;
+            verkauft das kleine Haus; hat den Regenschirm vergessen
+            """
+        ),
+        _listed(
+            """
+            am Bahnhof; im Garten; jeden Morgen; seit zwei Wochen; in der Küche; nach der Arbeit; am Wochenende; im
+            Sommer
+            """
+        ),
+    ),
+    "French": (
+        _listed(
+            """
+            Ma sœur; Notre voisin; Le vieux professeur; La cuisinière; Un jeune homme; Mon oncle; Le jardinier; Madame
+            Morel; Le facteur; Mon amie
+            """
+        ),
+        _listed(
+            """
+            achète du pain frais; attend le bus; lit un long livre; répare le vélo; écrit une lettre; cherche la clé;
+            boit une tasse de thé; peint la porte en bleu; apprend une nouvelle chanson; plante trois arbres; vend la
+            petite maison; a oublié le parapluie
+            """
+        ),
+        _listed(
+            """
+            à la gare; dans le jardin; chaque matin; depuis deux semaines; dans la cuisine; après le travail; le
+            samedi; en été
+            """
+        ),
+    ),
+    "Spanish": (
+        _listed(
+            """
+            Mi hermana; Nuestro vecino; El viejo profesor; La cocinera; Un joven; Mi tío; El jardinero; La señora Ruiz;
+            El cartero; Mi amiga
+            """
+        ),
+        _listed(
+            """
+            compra pan fresco; espera el autobús; lee un libro largo; repara la bicicleta; escribe una carta; busca la
+            llave; bebe una taza de té; pinta la puerta de azul; aprende una canción nueva; planta tres árboles; vende
+            la casa pequeña; ha olvidado el paraguas
+            """
+        ),
+        _listed(
+            """
+            en la estación; en el jardín; cada mañana; desde hace dos semanas; en la cocina; después del trabajo; los
+            sábados; en verano
+            """
+        ),
+    ),
+    "Italian": (
+        _listed(
+            """
+            Mia sorella; Il nostro vicino; Il vecchio maestro; La cuoca; Un giovane; Mio zio; Il giardiniere; La signora
+            Conti; Il postino; La mia amica
+            """
+        ),
+        _listed(
+            """
+            compra il pane fresco; aspetta l'autobus; legge un lungo libro; ripara la bicicletta; scrive una lettera;
+            cerca la chiave; beve una tazza di tè; dipinge la porta di blu; impara una nuova canzone; pianta tre
+            alberi; vende la piccola casa; ha dimenticato l'ombrello
+            """
+        ),
+        _listed(
+            """
+            alla stazione; nel giardino; ogni mattina; da due settimane; in cucina; dopo il lavoro; il sabato; in
+            estate
+            """
+        ),
+    ),
+}
+"""Language -> who does what, and when or where."""
+
 HELD_OUT = 16
 """One subject in so many is kept from training."""
 

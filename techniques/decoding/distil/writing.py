@@ -24,13 +24,11 @@ from bench import text
 from bench.families import attention
 from bench.families import cache as kv
 from techniques.decoding.distil import prompts
-from techniques.decoding.distil.prompts import Passage, Prompt
+from techniques.decoding.distil.prompts import SERIES, Passage, Prompt, Series
 from techniques.decoding.distil.texts import asked, straight
 
 ROWS = 128
 """Texts of a shard."""
-NEW = 192
-"""Tokens written per text, whether or not an answer ends on the way: the loop that drafts serve goes on too."""
 TOP_K, TOP_P = 64, 0.95
 """What sampled texts are drawn from."""
 STEP = 32
@@ -39,8 +37,6 @@ LONGEST = 320
 """Prompts are at most this long [tokens]."""
 PASSAGE = 90
 """Words of a passage."""
-ORDER = ("begun", "asked", "begun", "own", "begun", "grounded")
-"""Which sort of prompts the shards take in turn."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +75,12 @@ class Shard:
         return cls(ids, hidden, json.loads(facts["kinds"]), json.loads(facts["subjects"]), facts["greedy"] == "1")
 
 
-def write(model: Any, tokenizer: Any, folder: Path, tokens: int, seed: int, say: Callable[[str], None]) -> list[Path]:
+def write(model: Any, tokenizer: Any, folder: Path, tokens: int, number: int, say: Callable[[str], None]) -> list[Path]:
     """The files of texts of `tokens` new tokens in all, written now where they are not there.
 
     Args:
         model: the target.
+        number: of the series; what its texts are drawn with, too.
         say: takes a line per shard.
     """
     attention.pack(model)
@@ -93,15 +90,16 @@ def write(model: Any, tokenizer: Any, folder: Path, tokens: int, seed: int, say:
         for name, words in ((name, whole.split()) for name, whole in text.documents("train").items())
         for first in range(0, len(words) - PASSAGE, PASSAGE)
     ]
+    series = SERIES[number]
     files: list[Path] = []
-    for index, batch in enumerate(_batches(tokenizer, passages, random.Random(seed))):
-        if index * ROWS * NEW >= tokens:
+    for index, batch in enumerate(_batches(tokenizer, series, passages, random.Random(number))):
+        if index * ROWS * series.new >= tokens:
             break
-        file = folder / f"texts-{seed}-{index:05d}.safetensors"
+        file = folder / f"texts-{number}-{index:05d}.safetensors"
         if not file.exists():
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            greedy = random.Random(seed + index).random() < 0.5
-            ids, hidden = continued(model, batch.ids, NEW, greedy, batch.own, generator)
+            generator = torch.Generator().manual_seed(number * 1_000_003 + index)
+            greedy = random.Random(number + index).random() < 0.5
+            ids, hidden = continued(model, batch.ids, series.new, greedy, batch.own, generator)
             subjects = [p.subject for p in batch.prompts]
             if batch.own:
                 subjects = [asked(tokenizer.decode(row))[0] for row in ids]
@@ -159,7 +157,7 @@ class _Batch:
     own: bool
 
 
-def _batches(tokenizer: Any, passages: list[Passage], draw: random.Random) -> Iterator[_Batch]:
+def _batches(tokenizer: Any, series: Series, passages: list[Passage], draw: random.Random) -> Iterator[_Batch]:
     """Batches without end; `passages` may grow between them."""
     openings = draw.sample(prompts.OPENINGS, len(prompts.OPENINGS))
     waiting: dict[str, dict[int, list[tuple[list[int], Prompt]]]] = {
@@ -169,7 +167,7 @@ def _batches(tokenizer: Any, passages: list[Passage], draw: random.Random) -> It
     seen: set[str] = set()
     turn = 0
     while True:
-        for sort in ORDER:
+        for sort in series.order:
             if sort in ("own", "begun"):
                 begun = openings[turn % len(openings)] if sort == "begun" else ""
                 turn += sort == "begun"
@@ -178,7 +176,7 @@ def _batches(tokenizer: Any, passages: list[Passage], draw: random.Random) -> It
                 continue
             while not (full := [length for length, queue in waiting[sort].items() if len(queue) == ROWS]):
                 plain = sort == "asked"
-                prompt = draw.choice(prompts.ASKED)(draw) if plain else draw.choice(prompts.GROUNDED)(draw, passages)
+                prompt = draw.choice(series.asked)(draw) if plain else draw.choice(series.grounded)(draw, passages)
                 if prompt.text in seen:
                     continue
                 seen.add(prompt.text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from techniques.decoding.distil import corpus, costs, measuring, prompts, traini
 from techniques.decoding.distil.loss import agreement
 from techniques.decoding.distil.network import DraftNetwork, RidgeFit
 from techniques.decoding.distil.stored import restore, store
-from techniques.decoding.distil.subjects import HELD_OUT, SUBJECTS, held_out
+from techniques.decoding.distil.subjects import HELD_OUT, NOUNS, SUBJECTS, held_out
 from techniques.decoding.distil.texts import Evaluation, asked, straight
 from techniques.decoding.distil.writing import Shard
 
@@ -81,6 +83,24 @@ def test_one_subject_in_sixteen_is_kept_apart_whatever_is_asked_about_it() -> No
         prompt = prompts.chat(draw)
         named = {subject for subject in SUBJECTS if f" {subject}" in prompt.text and subject in prompt.text.split(" ")}
         assert {held_out(subject) for subject in named} <= {held_out(prompt.subject)}, prompt.text
+        fact = prompts.fact(draw)
+        named = {noun for noun in NOUNS if re.search(rf"\b{noun}\b", fact.text)}
+        named -= {short for short in named for noun in named if short != noun and short in noun}
+        assert fact.subject in named
+        assert {held_out(noun) for noun in named} == {held_out(fact.subject)}, fact.text
+
+
+def test_two_passages_of_one_prompt_are_of_the_same_split() -> None:
+    draw = random.Random(0)
+    passages = [prompts.Passage(subject, f"All that is known of {subject}.") for subject in SUBJECTS]
+    seen = set()
+    for _ in range(400):
+        prompt = prompts.together(draw, passages)
+        about = [passage.subject for passage in passages if passage.text in prompt.text]
+        assert prompt.subject in about
+        assert {held_out(subject) for subject in about} == {held_out(prompt.subject)}
+        seen.add(held_out(prompt.subject))
+    assert seen == {True, False}
 
 
 def test_rows_go_where_their_subject_says(target: Any, tmp_path: Path) -> None:
@@ -111,7 +131,8 @@ def test_hidden_states_are_those_that_chose_the_tokens(target: Any) -> None:
 
 def test_writing_goes_on_where_it_stopped(target: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "ROWS", 3)
-    monkeypatch.setattr(writing, "NEW", 8)
+    orders = [series.order for series in prompts.SERIES]
+    monkeypatch.setattr(writing, "SERIES", [replace(series, new=8) for series in prompts.SERIES])
     monkeypatch.setattr(writing, "LONGEST", 1200)
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = (
@@ -119,15 +140,15 @@ def test_writing_goes_on_where_it_stopped(target: Any, tmp_path: Path, monkeypat
         "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     said: list[str] = []
-    files = writing.write(target, tokenizer, tmp_path / "a", 8 * 3 * 7, 5, said.append)
+    files = writing.write(target, tokenizer, tmp_path / "a", 8 * 3 * 7, 0, said.append)
     assert len(files) == len(said) == 7
     assert [Shard.load(file).kinds[0] in ("own", "begun") for file in files] == [
-        sort in ("own", "begun") for sort in (*writing.ORDER, writing.ORDER[0])
+        sort in ("own", "begun") for sort in (*orders[0], orders[0][0])
     ]
     assert all(subject.startswith(tuple(prompts.OPENINGS)) for subject in Shard.load(files[0]).subjects)
     before = [Shard.load(file) for file in files]
     files[5].unlink()
-    again = writing.write(target, tokenizer, tmp_path / "a", 8 * 3 * 7, 5, said.append)
+    again = writing.write(target, tokenizer, tmp_path / "a", 8 * 3 * 7, 0, said.append)
     assert len(said) == 8
     for old, new in zip(before, map(Shard.load, again), strict=True):
         assert torch.equal(old.ids, new.ids)
