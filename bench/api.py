@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import experiment, kept, manifest, models, outcome, plan, record, remaining, store, suites
+from bench import experiment, hub_file, kept, manifest, models, outcome, plan, record, remaining, store, suites
 from bench.anonymous import anonymous
 from bench.errors import ModelError, StoreError, UsageError
 from bench.lock import folder_lock, machine_lock
@@ -76,7 +76,7 @@ def prepare(
             nothing: the suite for this machine.
         origin: names a config that is no file in error messages.
         model: the target of every comparison.
-        data: a file of your own, for every workload that reads one.
+        data: a file of your own, or `hub:OWNER/NAME/FILE`, for every workload that reads one.
         seed: the one seed to run.
         settings: KEY=VALUE as after `--set`; a list of values, `workload.items=8,16`, spans an axis.
         fields: any of `settings.Settings`: device, draft, max_time, quick, replicates ...; None is left as it is.
@@ -96,7 +96,7 @@ def prepare(
         raw["seeds"] = [seed]
     raw = suites.override(raw, [settings] if isinstance(settings, str) else settings)
     if data is not None:
-        if not Path(data).exists():
+        if not hub_file.parse(data) and not Path(data).exists():
             raise UsageError(f"data {data}: no such file")
         raw = suites.override(raw, [f"workload.path={data}"])
     checked = experiment.check(raw, origin)

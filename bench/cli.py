@@ -36,7 +36,9 @@ def run(
     wanted: Wanted = None,
     model: Model = None,
     draft: Annotated[str | None, typer.Option(help="Draft model of speculative techniques.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Your own data, for every workload that reads a file.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Your own data, for every workload that reads a file, or hub:OWNER/NAME/FILE.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go [results/].")] = None,
     max_time: Annotated[str | None, typer.Option(help="Limit of the whole run: 90s, 20m, 2h.")] = None,
     settings: Sets = None,

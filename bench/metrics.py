@@ -133,6 +133,15 @@ GLOSSARY = _glossary(
         0.01,
         exact=True,
     ),
+    Metric(
+        "adapter_bytes",
+        "memory",
+        "B",
+        "lower",
+        "Size on disk of what was trained, as a safetensors file, where other weights stay frozen.",
+        0.01,
+        exact=True,
+    ),
     *QUALITY,
 )
 

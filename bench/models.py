@@ -5,6 +5,7 @@ model can be built in another form without ever existing in full. Names:
 
 smollm2-135m           the embedded model
 smollm2-135m-draft     its draft, for speculative decoding
+stdlib-4m              a small network that was never quantised, to try quantisation on
 tiny:llama|gpt2|qwen3  random networks of a few layers, for tests
 synthetic:<shape>      real shapes with random weights, for memory and latency
 hub:<id>, <id>         a model of the Hugging Face hub
@@ -23,7 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import embedded, embedded_draft, text
+from bench import embedded, embedded_draft, embedded_stdlib, text
 from bench.errors import ModelError, Unsupported, UsageError
 from bench.registry import did_you_mean
 from bench.shapes import SYNTHETIC, TINY
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-EMBEDDED = {module.NAME: module for module in (embedded, embedded_draft)}
+EMBEDDED = {module.NAME: module for module in (embedded, embedded_draft, embedded_stdlib)}
 """The models that come with the package, by name."""
 
 

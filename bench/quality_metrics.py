@@ -91,6 +91,16 @@ QUALITY = (
         binary=True,
     ),
     Metric(
+        "result_nll",
+        "quality",
+        "nat/token",
+        "lower",
+        "Negative log-likelihood of the published number behind a held-out question and the published way to it, mean "
+        "over its tokens: what task_accuracy asks, without a threshold.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
         "answers_found",
         "quality",
         "share",
@@ -125,6 +135,26 @@ QUALITY = (
         "nat/token",
         "lower",
         "KL divergence from the arm before its training to the arm after it: of the next token over the whole "
+        "vocabulary, at places spread evenly over text of another domain.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "merged_nll",
+        "quality",
+        "nat/token",
+        "lower",
+        "Negative log-likelihood of held-out text behind the training, with the adapters added to the frozen weights. "
+        "The sum is held as those were: quantised weights are quantised again.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "merge_divergence",
+        "quality",
+        "nat/token",
+        "lower",
+        "KL divergence from the trained arm to the same with its adapters merged: of the next token over the whole "
         "vocabulary, at places spread evenly over text of another domain.",
         0.01,
         relative=False,

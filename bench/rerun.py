@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import hub_file
 from bench.comparison import DATA_FILES
 from bench.errors import UsageError
 from bench.manifest import ROOT
@@ -123,6 +124,8 @@ def _fill(places: list[_Place], given: list[str], option: str, kind: str, run: R
 
 
 def _here(name: str) -> str | None:
-    """The path in this checkout; None for one that is hashed, missing or leads elsewhere."""
+    """The path in this checkout; None for one that is hashed, missing or leads elsewhere. A hub is everywhere."""
+    if hub_file.parse(name):
+        return name
     path = (ROOT / name).resolve()
     return str(path) if path.is_relative_to(ROOT.resolve()) and path.exists() else None

@@ -1,4 +1,7 @@
-"""Data files of the user's: texts and prompts, in plain text or as lines of JSON. Malformed lines are named."""
+"""Data files of the user's: texts and prompts, in plain text or as records. Malformed ones are named.
+
+Records are lines of JSON, one list of it, or the rows of a parquet file. A file may lie on a hub (`bench.hub_file`).
+"""
 
 from __future__ import annotations
 
@@ -11,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bench import hub_file
 from bench.errors import UsageError
 
 DOCUMENT_CHARACTERS = 4000
 """Paragraphs of a plain text are joined up to about this length."""
 TEXT_FIELDS = ("text", "content", "question", "prompt")
 PROMPT_FIELDS = ("prompt", "question", "instruction", "turns", "text")
-JSON_LINES = (".jsonl", ".json", ".jsonl.gz")
+RECORDS = (".jsonl", ".json", ".jsonl.gz", ".parquet")
+"""Endings of files that hold one record a line or row."""
 SHOWN_PROBLEMS = 5
 """Malformed lines that a message names one by one."""
 
@@ -70,8 +75,8 @@ def read_documents(path: Path) -> list[str]:
     Raises:
         UsageError: the file is missing, empty or malformed, with the lines.
     """
-    if path.name.endswith(JSON_LINES):
-        return each_line(path, json_lines(path), lambda data: _text(data, _present(data, TEXT_FIELDS)))
+    if path.name.endswith(RECORDS):
+        return each_line(path, records(path), lambda data: _text(data, _present(data, TEXT_FIELDS)))
     documents: list[str] = []
     for paragraph in re.split(r"\n\s*\n", _read(path)):
         if not paragraph.strip():
@@ -94,9 +99,9 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UsageError: the file is missing, empty or malformed, with the lines.
     """
-    if not path.name.endswith(JSON_LINES):
+    if not path.name.endswith(RECORDS):
         return [Prompt((line.strip(),)) for line in _read(path).split("\n") if line.strip()]
-    lines = json_lines(path)
+    lines = records(path)
     name = _format([data for _, data in lines if isinstance(data, dict)])
 
     def prompt(data: dict[str, Any]) -> Prompt:
@@ -121,7 +126,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _read(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = hub_file.local(path).read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(f"data file {path}: no complete gzip file ({error})") from error
@@ -133,12 +138,14 @@ def _read(path: Path) -> str:
     return text
 
 
-def json_lines(path: Path) -> list[Line]:
-    """Every line that is not blank, of a file of JSON lines; of a `.json` that is one list, every element.
+def records(path: Path) -> list[Line]:
+    """Every line that is not blank, of a file of JSON lines; every element of a `.json` that is one list; every row.
 
     Raises:
-        UsageError: the file is missing or empty.
+        UsageError: the file is missing or empty, or it is parquet and pyarrow is not there.
     """
+    if path.suffix == ".parquet":
+        return _rows(path)
     text = _read(path)
     if path.suffix == ".json" and text.lstrip().startswith("["):
         whole = _parsed(text)
@@ -146,6 +153,20 @@ def json_lines(path: Path) -> list[Line]:
             return [(number, _object(element)) for number, element in enumerate(whole, 1)]
     lines = enumerate(text.split("\n"), 1)
     return [(number, _object(_parsed(line))) for number, line in lines if line.strip()]
+
+
+def _rows(path: Path) -> list[Line]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise UsageError(f"data file {path}: parquet needs pyarrow; install it, or give lines of JSON") from None
+    try:
+        rows = parquet.read_table(hub_file.local(path)).to_pylist()
+    except (OSError, ArrowException) as error:
+        raise UsageError(f"data file {path}: no parquet file ({str(error).splitlines()[0]})") from error
+    if not rows:
+        raise UsageError(f"data file {path} is empty")
+    return list(enumerate(rows, 1))
 
 
 def _parsed(text: str) -> Any:

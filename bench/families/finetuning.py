@@ -74,7 +74,7 @@ class Finetuning(Training):
         Raises:
             Unsupported: the technique's own `logits` knows nothing of packed rows.
         """
-        if self._own_forward:
+        if self.own_forward:
             raise Unsupported(f"{type(self).__name__} has no forward pass for packed texts: set packing=false")
         logits: Tensor = prepared.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         return logits
@@ -122,7 +122,7 @@ class Finetuning(Training):
         groups: dict[int, list[int]] = {}
         for number, prompt in enumerate(prompts):
             # a forward pass of one's own may know nothing of padding: then prompts of one length go together
-            groups.setdefault(len(prompt) if self._own_forward else 0, []).append(number)
+            groups.setdefault(len(prompt) if self.own_forward else 0, []).append(number)
         found: dict[int, list[int]] = {}
         for numbers in groups.values():
             rows = self._continued(prepared, [prompts[number] for number in numbers], new_tokens, end)
@@ -130,7 +130,8 @@ class Finetuning(Training):
         return [found[number] for number in range(len(prompts))]
 
     @property
-    def _own_forward(self) -> bool:
+    def own_forward(self) -> bool:
+        """Whether `logits` are not simply the model's, and may know nothing of padded or packed rows."""
         return type(self).logits is not Finetuning.logits
 
     def _continued(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
+import safetensors.torch
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -86,7 +87,7 @@ class FinetuningWorkload(TrainingWorkload):
 
     def work(self) -> tuple[Work, Work, Work]:
         step = Work(train=self.batch_size * self.row_tokens)
-        scored = Work(prefill=((self.looks + 1) * self.items + 4 * self.other_items) * self.row_tokens)
+        scored = Work(prefill=((self.looks + 2) * self.items + 5 * self.other_items) * self.row_tokens)
         return Work(), step.times(self.burst_steps), step.times(self.steps) + scored
 
     def score(self, technique: Finetuning, prepared: TrainedPrepared, texts: Sequence[Text], device: str) -> Scored:
@@ -112,6 +113,8 @@ class FinetuningWorkload(TrainingWorkload):
         reference: Quality | None,
     ) -> Quality:
         """Held-out likelihood before, during and after the whole training on the seed's order; forgetting beside it.
+
+        At the end adapters are merged: what the model is behind that is scored too, and `prepared` is used up.
 
         Raises:
             Diverged: a loss is not finite.
@@ -153,13 +156,33 @@ class FinetuningWorkload(TrainingWorkload):
             gates=[*gates, *training_gates(bits, frozen(prepared), scored.nll)],
             notes={**built.get("notes", {}), **repeated_data.notes(epochs)},
         )
+        ends: list[Tensor] = []
         if other:
             quality.counts["other_nll_before"] = mean(others.nll)
             quality.metrics["other_nll"] = self.score(technique, prepared, other, source.device).nll
             ends = distributions(technique, prepared, other, source.device)
             quality.metrics["drift"] = [divergence(a, b) for a, b in zip(starts, ends, strict=True)]
         quality.counts |= built.get("counts", {})
+        self.ask(technique, prepared, built, source, quality)
+        if self.steps and prepared.is_adapted:
+            quality.metrics["adapter_bytes"] = [float(size_on_disk(prepared))]
+            if prepared.merge is not None:
+                prepared.merge()
+                quality.metrics["merged_nll"] = self.score(technique, prepared, heldout, source.device).nll
+                merged = distributions(technique, prepared, other, source.device)
+                quality.metrics["merge_divergence"] = [divergence(a, b) for a, b in zip(ends, merged, strict=True)]
         return quality
+
+    def ask(
+        self, technique: Finetuning, prepared: TrainedPrepared, built: Built, source: Source, quality: Quality
+    ) -> None:
+        """Add to `quality` what else the trained model is asked, before its adapters are merged; nothing by default."""
+
+
+def size_on_disk(prepared: TrainedPrepared) -> int:
+    """Bytes of a safetensors file of what was trained [B]."""
+    trained = {name: p.detach().contiguous() for name, p in prepared.model.named_parameters() if p.requires_grad}
+    return len(safetensors.torch.save(trained))
 
 
 @torch.no_grad()

@@ -42,10 +42,17 @@ class TrainedPrepared(Prepared):
     """Autocast to it; None: compute in the weights' own."""
     facts: dict[str, float] = field(default_factory=dict)
     """What only the technique can know of its model, for the record: bits per parameter ..."""
+    merge: Callable[[], object] | None = None
+    """Adds what was trained to the frozen weights, in place; None where that cannot be."""
 
     @property
     def trainable(self) -> list[nn.Parameter]:
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether only a part of the weights is trained."""
+        return any(not p.requires_grad for p in self.model.parameters())
 
     def precision(self) -> contextlib.AbstractContextManager[Any]:
         """Every forward pass of the model goes inside; never held across a `yield`."""
@@ -56,7 +63,7 @@ class TrainedPrepared(Prepared):
     def holdings(self) -> Mapping[str, Iterable[Tensor]]:
         held = dict(super().holdings())
         trained = self.trainable
-        if any(not p.requires_grad for p in self.model.parameters()):
+        if self.is_adapted:
             own = {id(p) for p in trained}
             held["weights"] = [t for t in held["weights"] if id(t) not in own]
             held["adapters"] = [*trained]
@@ -70,6 +77,7 @@ class TrainedPrepared(Prepared):
         for parameter in self.model.parameters():
             parameter.grad = None
         self.optimizer = None
+        self.merge = None
 
 
 class Training(Technique):

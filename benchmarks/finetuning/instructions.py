@@ -17,10 +17,9 @@ from bench.families.texts import Text, packed, targets, whole
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
 from bench.registry import register
-from bench.technique import Prepared, Technique
 from bench.workload import Built, Quality, Work
 from benchmarks.finetuning.core import contamination, word_problems
-from benchmarks.finetuning.core.instruction_file import Example, read_examples, result
+from benchmarks.finetuning.core.instruction_file import RESULT, Example, read_examples, result
 from benchmarks.finetuning.core.sequences import end_to_end, spread, text_of
 
 SHOWN = 2
@@ -35,8 +34,8 @@ class Instructions(FinetuningWorkload):
 
     Of a conversation the last message is learnt, given all before it. Without a test file held-out examples are taken
     out of the one file, spread over it, and no prompt of theirs is trained on. Where answers end in a number, as
-    GSM8K's, held-out questions are answered greedily too, and their numbers compared. Forgetting is looked for in the
-    embedded text.
+    GSM8K's, held-out questions are answered greedily too, and their numbers compared; smooth beside it is how likely
+    the published number is behind the published way to it. Forgetting is looked for in the embedded text.
     """
 
     source: ClassVar[str] = f"{word_problems.SOURCE}, or a file of your own"
@@ -141,43 +140,43 @@ class Instructions(FinetuningWorkload):
 
     def work(self) -> tuple[Work, Work, Work]:
         build, burst, quality = super().work()
-        # answers of all held-out questions are written at once
-        return build, burst, quality + Work(prefill=self.items * self.row_tokens, decode=self.new_tokens)
+        # answers of all held-out questions are written at once; the published numbers are scored beside them
+        return build, burst, quality + Work(prefill=2 * self.items * self.row_tokens, decode=self.new_tokens)
 
-    def quality(
-        self,
-        technique: Technique,
-        prepared: Prepared,
-        built: Built,
-        seed: int,
-        source: Source,
-        reference: Quality | None,
-    ) -> Quality:
-        """Held-out likelihood of the answers, forgetting, and greedy answers where there are numbers to compare.
-
-        Raises:
-            Diverged: a loss is not finite.
-        """
-        quality = super().quality(technique, prepared, built, seed, source, reference)
-        if "numbers" in built:
-            assert isinstance(technique, Finetuning)
-            assert isinstance(prepared, TrainedPrepared)
-            decode: Any = source.tokenizer.decode
-            prompts = [one["ids"][: one["prompt"]] for one in built["heldout"]]
-            answers = technique.answers(prepared, prompts, self.new_tokens, source.tokenizer.eos_token_id)
-            written = [decode(ids, skip_special_tokens=True) for ids in answers]
-            quality.metrics["task_accuracy"] = [
-                float(same(result(answer), number)) for answer, number in zip(written, built["numbers"], strict=True)
-            ]
-            quality.texts += [
-                {"prompt": decode(prompt), "output": answer}
-                for prompt, answer in zip(prompts[:SHOWN], written[:SHOWN], strict=True)
-            ]
-        return quality
+    def ask(
+        self, technique: Finetuning, prepared: TrainedPrepared, built: Built, source: Source, quality: Quality
+    ) -> None:
+        """Greedy answers, where there are numbers to compare."""
+        if "numbers" not in built:
+            return
+        decode: Any = source.tokenizer.decode
+        prompts = [one["ids"][: one["prompt"]] for one in built["heldout"]]
+        answers = technique.answers(prepared, prompts, self.new_tokens, source.tokenizer.eos_token_id)
+        results = [one for one in (result_of(source, text) for text in built["heldout"]) if one]
+        if len(results) == len(prompts):  # else items would not be the same; that texts lost their end is told
+            quality.metrics["result_nll"] = self.score(technique, prepared, results, source.device).nll
+        written = [decode(ids, skip_special_tokens=True) for ids in answers]
+        quality.metrics["task_accuracy"] = [
+            float(same(result(answer), number)) for answer, number in zip(written, built["numbers"], strict=True)
+        ]
+        quality.texts += [
+            {"prompt": decode(prompt), "output": answer}
+            for prompt, answer in zip(prompts[:SHOWN], written[:SHOWN], strict=True)
+        ]
 
 
 def _asked(example: Example) -> str:
     return example.prompt or example.answer
+
+
+def result_of(source: Source, text: Text) -> Text | None:
+    """The same text of which only the number behind #### is learnt, and the end; None where that was cut off."""
+    ids, tokenizer = text["ids"], source.tokenizer
+    complete = tokenizer.eos_token_id in {None, ids[-1]} and RESULT in tokenizer.decode(ids[text["prompt"] :])
+    if not complete:
+        return None
+    behind = next(place for place in range(text["prompt"], len(ids)) if "#" not in tokenizer.decode(ids[place:]))
+    return Text(ids=ids, prompt=behind)
 
 
 def same(given: float | None, published: float) -> bool:

@@ -67,7 +67,7 @@ class Quantisation(EmbeddedText):
             quality.notes[
                 f"NOT TESTABLE HERE: the weights of {source.name} lie on a 4-bit grid already, so that what another "
                 f"4-bit type costs says little of weights that do not"
-            ] = "give a model that was stored in 16 bits, by --model"
+            ] = "give a model that was stored in 16 bits, as --model stdlib-4m"
         return quality
 
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from bench import conversation
 from bench.errors import Unsupported, UsageError
 from bench.families.preference import Pair
 from bench.families.preference_workload import PreferenceWorkload
@@ -20,7 +21,6 @@ from bench.workload import Built, Quality
 from benchmarks.preference.core.pair_file import PairFile, TextPair, read_pairs
 
 OWN = Path(__file__).with_suffix(".jsonl")
-SPEAKERS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
 
 @register
@@ -147,37 +147,13 @@ class Cuts:
 
 
 def ids_of(source: Source, pair: TextPair, chat: bool) -> tuple[list[int], list[int], list[int]]:
-    """Ids of prompt, chosen and rejected answer; a begin-of-text id at most once, an end-of-text id exactly once.
+    """Ids of prompt, chosen and rejected answer (`conversation.ids_of`); without a template, those of a transcript.
 
     Raises:
         Unsupported: the model's chat template refuses the conversation, or its tokenizer makes nothing of a prompt.
     """
-    tokenizer = source.tokenizer
-    templated = bool(pair.turns) and chat and bool(tokenizer.chat_template)
-    if templated:
-        turns = [{"role": role, "content": content} for role, content in pair.turns]
-        try:
-            written = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # a template raises whatever it likes
-            raise Unsupported(f"the model's chat template refuses a conversation ({error}); set chat=false") from error
-    elif pair.turns:
-        written = "".join(f"\n\n{SPEAKERS[role]}: {content}" for role, content in pair.turns) + "\n\nAssistant:"
-    else:
-        written = pair.prompt
-    # a template writes the begin-of-text token itself
-    prompt: list[int] = tokenizer(written, add_special_tokens=not templated)["input_ids"]
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    if not templated and len(prompt) > 1 and prompt[-1] == end:
-        prompt = prompt[:-1]
-    if begin is not None and prompt[:2] == [begin, begin]:
-        prompt = prompt[1:]
+    plain = conversation.transcript(pair.turns) if pair.turns else pair.prompt
+    prompt, answers = conversation.ids_of(source, pair.turns, plain, (pair.chosen, pair.rejected), chat)
     if not prompt:
         raise Unsupported("the tokenizer makes no token of a prompt, so nothing predicts the first one of its answer")
-    answers = []
-    for text in (pair.chosen, pair.rejected):
-        spoken = text.strip() if templated else f" {text.strip()}" if pair.turns else text
-        ids: list[int] = tokenizer(spoken, add_special_tokens=False)["input_ids"]
-        while end is not None and ids[-1:] == [end]:
-            ids = ids[:-1]
-        answers.append([*ids, end] if end is not None else ids)
     return prompt, answers[0], answers[1]

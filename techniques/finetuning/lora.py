@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 import torch
@@ -13,7 +14,7 @@ from bench.families.training import TrainedPrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.finetuning.core.checkpointing import checkpointed
-from techniques.finetuning.core.lora import AdapterDtype, Targets, attach
+from techniques.finetuning.core.lora import AdapterDtype, Targets, attach, merge
 from techniques.finetuning.core.optimizers import OptimizerName, optimizer_of
 
 
@@ -56,7 +57,9 @@ class Lora(Finetuning):
         """
         generator = torch.Generator().manual_seed(seed)
         attach(model, self.rank, self.alpha, self.dropout, self.targets, generator, self.adapter_dtype)
-        return self.trained(checkpointed(model) if self.gradient_checkpointing else model)
+        prepared = self.trained(checkpointed(model) if self.gradient_checkpointing else model)
+        prepared.merge = functools.partial(merge, model)
+        return prepared
 
     def optimizer_over(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         return optimizer_of(self.optimizer, parameters, self.learning_rate, self.weight_decay)

@@ -57,6 +57,8 @@ class PeftAdapter(Finetuning):
         model: Any = wrapped(sources.target.model(), self.config())
         prepared = PeftPrepared(model)
         prepared.optimizer = self.optimizer_over(prepared.trainable)
+        if not self.own_forward:
+            prepared.merge = model.merge_adapter
         return prepared
 
     def config(self) -> Any:
@@ -81,6 +83,11 @@ class PeftAdapter(Finetuning):
             init_lora_weights="pissa_niter_4" if self.method == "pissa" else True,
             **task,
         )
+
+    @property
+    def own_forward(self) -> bool:
+        """Virtual tokens lengthen a sequence, and there are no weights that they could be merged with."""
+        return self.method in {"prompt_tuning", "prefix_tuning"}
 
     def logits(self, prepared: TrainedPrepared, ids: Tensor) -> Tensor:
         # a prompt's own positions come first

@@ -87,6 +87,7 @@ class PeftQlora(Finetuning):
         compute_dtype = None if target.torch_dtype == torch.float32 else target.torch_dtype
         prepared = PeftPrepared(model, compute_dtype=compute_dtype)
         prepared.optimizer = self.optimizer_over(prepared.trainable)
+        prepared.merge = model.merge_adapter
         prepared.components["quantisation_constants"] = lambda: constants(model)
         return prepared
 

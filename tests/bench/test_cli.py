@@ -13,7 +13,7 @@ import pytest
 from fabricated import DEVICE, ENVIRONMENT, pair, record, run
 from typer.testing import CliRunner
 
-from bench import cli
+from bench import cli, suites
 from bench.errors import BenchError
 
 
@@ -107,21 +107,7 @@ def test_list_and_show_name_everything() -> None:
     assert call("show", "grounded_chat")[0] == 0
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "smoke",
-        "cpu",
-        "decoding",
-        "kv_cache",
-        "finetuning",
-        "preference",
-        "sentiment",
-        "noisy_labels",
-        "gpu/default",
-        "gpu/offline",
-    ],
-)
+@pytest.mark.parametrize("name", suites.named())
 def test_our_configs_are_valid(name: str) -> None:
     code, text = call("validate", name)
     assert code == 0, text

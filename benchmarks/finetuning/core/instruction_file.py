@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.text_file import JSON_LINES, each_line, json_lines, read_documents, text_of
+from bench import conversation
+from bench.conversation import Turn
+from bench.text_file import RECORDS, each_line, read_documents, records, text_of
 
-ROLES = ("system", "user", "assistant")
-SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 FORMATS = (
     ("messages",),
     ("instruction", "output"),
@@ -30,9 +30,6 @@ FORMATS = (
 RESULT = "####"
 """Stands before the number at the end of an answer, as in GSM8K."""
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-
-Turn = tuple[str, str]
-"""Role and what is said."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +62,8 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         UsageError: the file is missing, empty or malformed, with the lines.
     """
-    if path.name.endswith(JSON_LINES):
-        return each_line(path, json_lines(path), parse)
+    if path.name.endswith(RECORDS):
+        return each_line(path, records(path), parse)
     return [Example(document) for document in read_documents(path)]
 
 
@@ -99,18 +96,15 @@ def parse(data: Mapping[str, Any]) -> Example:
 
 def _conversation(messages: Any) -> Example:
     """The last message is learnt; it must be the assistant's."""
-    if not isinstance(messages, list) or len(messages) < 2:
-        raise ValueError("'messages' is no list of at least two messages")
-    turns = []
-    for number, message in enumerate(messages):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise ValueError(f"messages[{number}] has no 'role' of {', '.join(ROLES)}")
-        turns.append((str(message["role"]), text_of(message.get("content"), f"messages[{number}].content")))
+    turns = conversation.messages(messages, "messages")
+    if len(turns) < 2:
+        raise ValueError("'messages' is one message: at least two are expected, the last to be learnt")
+    for number, (_, content) in enumerate(turns):
+        text_of(content, f"messages[{number}].content")
     (*before, (role, answer)) = turns
     if role != "assistant":
         raise ValueError(f"the last message is the {role}'s, it must be the assistant's: it is what is learnt")
-    written = "".join(f"\n\n{SPEAKERS[who]}: {content}" for who, content in before) + "\n\nAssistant:"
-    return Example(answer, written.lstrip(), tuple(before))
+    return Example(answer, conversation.transcript(before).lstrip(), tuple(before))
 
 
 def last_number(text: str) -> float | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from bench.text_file import each_line, json_lines, text_of
+from bench.text_file import each_line, records, text_of
 
 Scoring = Literal["all", "any", "f1"]
 """The share of the answers that are found, whether any is, or the best F1 of them."""
@@ -40,7 +40,7 @@ def read_questions(path: Path) -> list[FileQuestion]:
     Raises:
         UsageError: the file is missing, empty or malformed, or of a data set that is not scored; with the lines.
     """
-    return each_line(path, json_lines(path), parse)
+    return each_line(path, records(path), parse)
 
 
 def parse(data: Mapping[str, Any]) -> FileQuestion:

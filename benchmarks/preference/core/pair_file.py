@@ -14,14 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.text_file import each_line, json_lines, text_of
+from bench.conversation import SPEAKERS, Turn, messages
+from bench.text_file import each_line, records, text_of
 
-ROLES = ("system", "user", "assistant")
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 _ASSISTANT = "\n\nAssistant:"
-
-Turn = tuple[str, str]
-"""Role and what is said."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ def read_pairs(path: Path, skip: bool) -> PairFile:
                 return None
             raise Unusable(f"{reason} (skip=true leaves such lines out)") from reason
 
-    found = each_line(path, json_lines(path), read)
+    found = each_line(path, records(path), read)
     pairs = tuple(pair for pair in found if pair is not None)
     return PairFile(pairs, len(found) - len(pairs))
 
@@ -87,8 +83,8 @@ def parse(data: Mapping[str, Any]) -> TextPair:
         if prompt is None:
             return _compared(*_transcripts(chosen, rejected))
         return _compared((), text_of(prompt, "prompt"), chosen, rejected)
-    sides = [_messages(data[side], side) for side in ("chosen", "rejected")]
-    before = list(_messages(prompt, "prompt")) if isinstance(prompt, list) else []
+    sides = [messages(data[side], side) for side in ("chosen", "rejected")]
+    before = list(messages(prompt, "prompt")) if isinstance(prompt, list) else []
     (*first, (role, answer)), (*second, (other_role, other)) = sides
     if (role, other_role) != ("assistant", "assistant"):
         raise ValueError("the last message of 'chosen' and of 'rejected' must be the assistant's")
@@ -124,21 +120,8 @@ def _transcripts(chosen: str, rejected: str) -> tuple[tuple[Turn, ...], str, str
     if context != other_context:
         raise Unusable("'chosen' and 'rejected' differ before their last answer")
     _, *said = re.split(r"\n\n(Human|Assistant):", context)
-    turns = tuple((SPEAKERS[who], what.strip()) for who, what in zip(said[::2], said[1::2], strict=True))
+    roles = {speaker: role for role, speaker in SPEAKERS.items()}
+    turns = tuple((roles[who], what.strip()) for who, what in zip(said[::2], said[1::2], strict=True))
     if not turns:
         raise ValueError("no '\\n\\nHuman:' before the answer")
     return turns, "", answer, other
-
-
-def _messages(value: Any, name: str) -> tuple[Turn, ...]:
-    if not isinstance(value, list) or not value:
-        raise ValueError(f"{name!r} is no list of messages, and the other fields are not all texts")
-    turns = []
-    for number, message in enumerate(value):
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
-            raise ValueError(f"{name}[{number}] has no 'role' of {', '.join(ROLES)}")
-        content = message.get("content")
-        if not isinstance(content, str):
-            raise ValueError(f"{name}[{number}] has no text under 'content'")
-        turns.append((str(message["role"]), content))
-    return tuple(turns)

@@ -169,4 +169,4 @@ def test_work_is_the_size_of_the_jobs():
     assert build.train == 0
     assert burst.train == 2 * 4 * 16
     assert quality.train == 6 * 4 * 16
-    assert quality.prefill == 5 * 3 * 16 + 4 * 8 * 16
+    assert quality.prefill == 6 * 3 * 16 + 5 * 8 * 16

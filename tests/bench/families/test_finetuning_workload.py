@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from bench.errors import Unsupported
 from bench.families.finetuning_workload import FinetuningWorkload, distributions, divergence, keeps_apart
 from bench.families.texts import Text, whole
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
 from bench.workload import Built
+from techniques.finetuning.core.lora import LoraLinear, adapter_state
 from techniques.finetuning.full import Full
 from techniques.finetuning.lora import Lora
 from techniques.finetuning.peft_adapter import PeftAdapter
+from techniques.finetuning.qlora import Qlora
 
 SOURCE = Source("tiny:llama")
 SOURCES = Sources(SOURCE)
@@ -141,7 +146,7 @@ class Leaking(Full):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("technique", [Full(), Lora(), Leaking()])
+@pytest.mark.parametrize("technique", [Full(), Lora(), PeftAdapter(method="dora"), Leaking()])
 def test_texts_of_a_row_are_kept_apart(name: str, technique: Any):
     source = Source(name)
     arm = technique.prepare(Sources(source))
@@ -167,3 +172,56 @@ def test_answers_are_greedy(name: str, method: Any):
     end = expected[0][3]
     cut = [row[: row.index(end)] if end in row else row for row in expected]
     assert technique.answers(arm, prompts, 6, end) == cut
+
+
+def test_adapters_are_sized_as_they_are_stored_and_merged_at_the_end(tmp_path: Path):
+    technique = Qlora(learning_rate=1e-2, rank=4)
+    arm = technique.prepare(SOURCES)
+    built = WORKLOAD.build(SOURCES, 0)
+    found = WORKLOAD.quality(technique, arm, built, 0, SOURCE, None)
+    assert not any(isinstance(module, LoraLinear) for module in arm.model.modules())
+    # the same training, merged by hand
+    again = technique.prepare(SOURCES)
+    WORKLOAD.train(technique, again, built, 0)
+    save_file(adapter_state(again.model), tmp_path / "adapters.safetensors")
+    assert found.metrics["adapter_bytes"] == [(tmp_path / "adapters.safetensors").stat().st_size]
+    assert found.metrics["nll"] == pytest.approx(WORKLOAD.score(technique, again, built["heldout"], "cpu").nll)
+    ends = distributions(technique, again, built["other"], "cpu")
+    with torch.no_grad():
+        for module in again.model.modules():
+            if isinstance(module, LoraLinear):
+                base: Any = module.base
+                base.keep(base.weight_in(torch.float32) + module.scale * module.B @ module.A)
+                module.enabled = False
+    expected = WORKLOAD.score(technique, again, built["heldout"], "cpu").nll
+    assert found.metrics["merged_nll"] == pytest.approx(expected, abs=1e-5)
+    apart = [
+        divergence(a, b) for a, b in zip(ends, distributions(technique, again, built["other"], "cpu"), strict=True)
+    ]
+    assert found.metrics["merge_divergence"] == pytest.approx(apart, rel=1e-3)
+    assert max(abs(a - b) for a, b in zip(expected, found.metrics["nll"], strict=True)) > 1e-3
+    assert min(apart) > 1e-5
+
+
+@pytest.mark.parametrize("technique", [Lora(learning_rate=1e-2), PeftAdapter(method="ia3", learning_rate=1e-2)])
+def test_merging_full_weights_changes_nothing_but_rounding(technique: Any):
+    found = quality(technique)
+    assert found.metrics["merged_nll"] == pytest.approx(found.metrics["nll"], abs=1e-4)
+    assert max(found.metrics["merge_divergence"]) < 1e-6
+
+
+def test_what_has_no_adapters_has_no_size_and_what_cannot_be_merged_is_not():
+    assert not {"adapter_bytes", "merged_nll", "merge_divergence"} & set(quality(Full()).metrics)
+    prompted = quality(PeftAdapter(method="prompt_tuning")).metrics
+    # 16 virtual tokens of 64 numbers
+    assert 4 * 16 * 64 < prompted["adapter_bytes"][0] < 4 * 16 * 64 + 500
+    assert not {"merged_nll", "merge_divergence"} & set(prompted)
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning"])
+def test_virtual_tokens_are_not_packed(method: Any):
+    technique = PeftAdapter(method=method)
+    arm = technique.prepare(SOURCES)
+    texts = WORKLOAD.build(SOURCES, 0)["heldout"]
+    with pytest.raises(Unsupported, match="no forward pass for packed texts: set packing=false"):
+        keeps_apart(technique, arm, texts[:2], SOURCE)

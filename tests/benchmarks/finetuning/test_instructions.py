@@ -12,7 +12,8 @@ import torch
 from bench.errors import UsageError
 from bench.families.finetuning import IGNORED
 from bench.models import Source, Sources
-from benchmarks.finetuning.instructions import Instructions, same
+from benchmarks.finetuning.instructions import Instructions, result_of, same
+from techniques.finetuning.core.lora import LoraLinear
 from techniques.finetuning.full import Full
 from techniques.finetuning.lora import Lora
 
@@ -133,6 +134,49 @@ def test_task_accuracy_compares_numbers(tmp_path: Path):
     assert len(quality.metrics["nll"]) == 4
     assert quality.texts[0]["output"].startswith("so #### ")
     assert "question 0 " in quality.texts[0]["prompt"]
+
+
+def test_the_published_number_is_scored_behind_the_way_to_it(tmp_path: Path):
+    workload = small(path=file_of(tmp_path / "own.jsonl", questions(90, 20)), steps=1)
+    technique = Full(learning_rate=1e-30)
+    built = workload.build(SOURCES, 0)
+    quality = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCE, None)
+    for one, number, nll in zip(built["heldout"], built["numbers"], quality.metrics["result_nll"], strict=True):
+        # a token a byte: a space, the digits and the end
+        learnt = [*SOURCE.tokenizer(f" {number:.0f}")["input_ids"], 257]
+        assert one["ids"][-len(learnt) :] == learnt
+        with torch.no_grad():
+            logits = SOURCE.model()(torch.tensor([one["ids"]])).logits[0].log_softmax(-1)  # type: ignore[operator]
+        places = range(len(one["ids"]) - len(learnt), len(one["ids"]))
+        expected = [-float(logits[place - 1, one["ids"][place]]) for place in places]
+        assert nll == pytest.approx(sum(expected) / len(expected), abs=1e-4)
+
+
+def test_a_number_that_was_cut_off_is_not_scored(tmp_path: Path):
+    lines = questions(0, 20)
+    lines[0]["answer"] = "a" * 200 + "\n#### 0"
+    workload = small(path=file_of(tmp_path / "own.jsonl", lines), steps=1)
+    technique = Full()
+    built = workload.build(SOURCES, 0)
+    assert [result_of(SOURCE, one) is None for one in built["heldout"]] == [True, False, False, False]
+    quality = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCE, None)
+    assert "task_accuracy" in quality.metrics
+    assert "result_nll" not in quality.metrics
+
+
+class Unmerged(Lora):
+    """Says whether its adapters are there when it answers."""
+
+    def answers(self, prepared: Any, prompts: Any, new_tokens: int, end: int | None) -> list[list[int]]:
+        assert sum(isinstance(module, LoraLinear) for module in prepared.model.modules()) == 21
+        return [[] for _ in prompts]
+
+
+def test_answers_are_those_of_the_unmerged_model(tmp_path: Path):
+    workload = small(path=file_of(tmp_path / "own.jsonl", questions(0, 20)), steps=1)
+    technique = Unmerged()
+    quality = workload.quality(technique, technique.prepare(SOURCES), workload.build(SOURCES, 0), 0, SOURCE, None)
+    assert len(quality.metrics["merged_nll"]) == 4
 
 
 def test_texts_without_numbers_have_no_task_accuracy(tmp_path: Path):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from finetuned import JOB, losses, prepared
+from finetuned import IDS, JOB, MODELS, losses, prepared
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench import registry
-from bench.families.finetuning import FinetuningJob
-from bench.probes.memory import bytes_held
+from bench.families.finetuning import FinetuningJob, TextBatch
+from bench.probes import resident
+from bench.probes.memory import MemoryProbe, bytes_held
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Paged optimizers"),
@@ -67,6 +69,27 @@ def test_every_parameter_and_state_has_a_name(name: str):
     assert ("quantisation_constants" in sizes) == (name in {"lora_int8", "qlora", "loftq", "peft_qlora"})
 
 
+MERGED = ["lora", "lora_int8", "qlora", "loftq", "peft_qlora", "dora", "rslora", "pissa", "ia3"]
+
+
+@pytest.mark.filterwarnings("ignore:Merge lora module")
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", MERGED)
+def test_a_merged_model_is_what_was_trained(name: str, model: str):
+    entry = registry.techniques[name]
+    own: Any = entry.cls(**{**entry.parameters, "learning_rate": 3e-2})
+    arm = prepared(own, model)
+    start = own.logprobs(arm, IDS)
+    losses(own, arm)
+    end = own.logprobs(arm, IDS)
+    assert arm.merge is not None
+    arm.merge()
+    merged = own.logprobs(arm, IDS)
+    # few bits are rounded anew
+    allowed = 0.2 if name in {"qlora", "loftq", "peft_qlora"} else 0.02 if name == "lora_int8" else 1e-3
+    assert float((merged - end).norm()) < allowed * float((end - start).norm())
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_bursts_go_on_where_the_last_one_stopped(name: str):
     own = technique(name)
@@ -75,3 +98,26 @@ def test_bursts_go_on_where_the_last_one_stopped(name: str):
     parts = losses(own, arm, FinetuningJob(batches=JOB.batches[:2]))
     parts += losses(own, arm, FinetuningJob(batches=JOB.batches[2:], first_step=2))
     assert parts == whole
+
+
+@pytest.mark.parametrize("name", ["full", "lora", "lora_int8", "qlora"])
+def test_the_peak_of_a_step_is_named_part_by_part(name: str):
+    own = technique(name)
+    resident.give_back()
+    before = resident.at_rest()
+    arm = prepared(own, "stdlib-4m")
+    ids = torch.randint(2048, (4, 256), generator=torch.Generator().manual_seed(3))
+    job = FinetuningJob(batches=(TextBatch(ids, ids, 4 * 255),) * 2)
+    losses(own, arm, job)  # what the optimizer makes once is made
+    probe = MemoryProbe(arm, "cpu", before)
+    probe.follow(own.steps(arm, replace(job, phase=probe.phase)))
+    report = probe.read()
+    parts = report["parts"]
+    assert report["explained"] >= 0.9
+    assert sum(parts.values()) + report["rest"] - report["excess"] == report["peak"]
+    wanted = {"weights", "optimizer", "activations"} | ({"adapters"} if name != "full" else set())
+    wanted |= {"quantisation_constants"} if name in {"lora_int8", "qlora"} else set()
+    assert wanted <= {part for part, size in parts.items() if size > 0}
+    assert report["largest"]["gradients"] == sum(p.nbytes for p in arm.trainable)
+    # at least the logits in float32 and their gradient
+    assert parts["activations"] > 2 * 4 * 256 * 2048 * 4

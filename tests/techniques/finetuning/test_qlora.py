@@ -9,9 +9,10 @@ import torch
 from finetuned import IDS, JOB, MODELS, losses, prepared
 from pydantic import ValidationError
 
+from bench import experiment, plan, suites
 from bench.errors import Unsupported
 from bench.families.training import frozen
-from bench.models import Source
+from bench.models import Source, Sources
 from bench.probes.memory import bytes_held
 from techniques.finetuning.core.blockwise import Format, quantise
 from techniques.finetuning.core.lora import LoraLinear, adapters_off, linear_layers
@@ -146,3 +147,25 @@ def test_bad_input_is_one_line():
         Qlora(block_size=48)
     with pytest.raises(Unsupported, match=r"rank=64 .*k_proj.* rank <= 32"):
         prepared(Qlora(rank=64))
+
+
+@pytest.mark.parametrize("size", ["7b", "13b", "33b", "65b"])
+def test_what_a_gpu_is_to_run_runs_at_the_size_that_fits(size: str):
+    raw, origin = suites.find([f"gpu/qlora_{size}"])
+    checked = experiment.check(raw, origin)
+    assert checked.settings.model == f"synthetic:llama-{size}"
+    assert plan.total(checked, "cuda", "bfloat16") < 480
+    (comparison,) = checked.comparisons
+    asked = next(arm.technique for arm in comparison.arms if arm.label == "qlora")
+    assert isinstance(asked, Qlora)
+    assert asked.rank == 64
+    technique = asked.model_copy(update={"rank": 8, "optimizer": "adamw"})
+    arm = prepared(technique, dtype="bfloat16")
+    assert {p.dtype for p in arm.trainable} == {torch.bfloat16}
+    sources = Sources(Source("tiny:llama", dtype="bfloat16"))
+    job = comparison.workload.burst(comparison.workload.build(sources, 0), 0, 0, "cpu")
+    (step,) = technique.steps(arm, job)
+    assert step.tokens == 511
+    assert bool(step.outputs[0].isfinite())
+    held = bytes_held(arm.holdings())
+    assert held["optimizer"] < 2 * held["adapters"] + 1000, "moments as wide as the adapters"

@@ -68,11 +68,12 @@ def test_of_a_conversation_the_last_message_is_learnt():
         ({"question": "x", "answer": ""}, "'answer' is empty"),
         ({"prompt": ["x"], "completion": "y"}, "'prompt' is a list, a text is expected"),
         ({"instruction": "x", "input": 3, "output": "y"}, "'input' is no text"),
-        ({"messages": "x"}, "'messages' is no list of at least two messages"),
-        ({"messages": [{"role": "user", "content": "x"}]}, "'messages' is no list of at least two messages"),
+        ({"messages": "x"}, "'messages' is no list of messages"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "'messages' is one message: at least two are expected"),
         ({"messages": [{"role": "user", "content": "x"}] * 2}, "the last message is the user's"),
         ({"messages": [{"role": "bot", "content": "x"}] * 2}, r"messages\[0\] has no 'role' of system, user"),
-        ({"messages": [{"role": "user"}] * 2}, r"messages\[0\].content' is null, a text is expected"),
+        ({"messages": [{"role": "user"}] * 2}, r"messages\[0\] has no text under 'content'"),
+        ({"messages": [{"role": "user", "content": " "}] * 2}, r"messages\[0\].content' is empty"),
     ],
 )
 def test_malformed_lines_are_named(tmp_path: Path, line: Any, problem: str):

@@ -12,9 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import ModelError, Unsupported
 from bench.models import Source
+from bench.shapes import TINY
 from techniques.finetuning.core.blockwise import Format
 from techniques.finetuning.core.building import bits_per_parameter, constants, quantised_model, upright
 from techniques.finetuning.core.lora import (
@@ -227,3 +230,35 @@ def test_merging_rounds_the_sum_again(name: str):
     assert not torch.allclose(after, before, atol=1e-4)
     assert float((after - before).norm()) < 0.7 * float((after - base).norm())
     assert bits_per_parameter(merged) < 4.2
+
+
+class SixteenBits(TorchDispatchMode):
+    """The most bytes of bfloat16 that were alive at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.bfloat16 and not tensor.is_meta:
+                storage = tensor.untyped_storage()
+                self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+        self.alive = {key: held for key, held in self.alive.items() if not held[0].expired()}
+        self.most = max(self.most, sum(count for _, count in self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize("quantiser", [four_bit, eight_bit])
+def test_a_deep_model_is_never_there_in_16_bits(quantiser: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(TINY, "deep", {**TINY["llama"], "num_hidden_layers": 24})  # type: ignore[index]
+    source = Source("tiny:deep", dtype="bfloat16")
+    with SixteenBits() as seen:
+        model = quantised_model(source, quantiser)
+    layers = [sum(t.nbytes for t in tensors.values()) for prefix, tensors in source.layers() if ".layers." in prefix]
+    assert len(layers) == 24
+    kept = sum(p.nbytes for p in model.parameters())
+    # the embeddings stay; of the layers two are there at once, at most
+    assert layers[0] < seen.most < kept + 2.5 * layers[0] < sum(layers) / 4

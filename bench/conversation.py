@@ -1,0 +1,81 @@
+"""Conversations: the messages that a file holds, and the ids that a model reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench.errors import Unsupported
+from bench.models import Source
+
+SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
+"""Role -> the name that a transcript gives it, as hh-rlhf does."""
+Turn = tuple[str, str]
+"""Role and what is said."""
+
+
+def messages(value: Any, name: str) -> tuple[Turn, ...]:
+    """The turns of a field that holds a list of messages, `{"role": ..., "content": ...}`.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name!r} is no list of messages")
+    turns = []
+    for number, message in enumerate(value):
+        if not isinstance(message, dict) or message.get("role") not in SPEAKERS:
+            raise ValueError(f"{name}[{number}] has no 'role' of {', '.join(SPEAKERS)}")
+        content = message.get("content")
+        if not isinstance(content, str):
+            raise ValueError(f"{name}[{number}] has no text under 'content'")
+        turns.append((str(message["role"]), content))
+    return tuple(turns)
+
+
+def transcript(turns: Iterable[Turn]) -> str:
+    """A conversation as hh-rlhf writes it, up to where the assistant answers."""
+    return "".join(f"\n\n{SPEAKERS[role]}: {content}" for role, content in turns) + "\n\nAssistant:"
+
+
+def ids_of(
+    source: Source, turns: Sequence[Turn], prompt: str, answers: Iterable[str], chat: bool
+) -> tuple[list[int], list[list[int]]]:
+    """Ids of what is asked, and of each answer behind it.
+
+    A begin-of-text id stands there at most once, an end-of-text id exactly once, behind every answer. Prompt and answer
+    are made into ids apart, so no token spans the two.
+
+    Args:
+        turns: the conversation so far; none where the prompt is plain text.
+        prompt: what is asked where no chat template is applied; it may be empty.
+        chat: write a conversation in the model's chat template, where it has one.
+
+    Raises:
+        Unsupported: the model's chat template refuses the conversation.
+    """
+    tokenizer = source.tokenizer
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    templated = bool(turns) and chat and bool(tokenizer.chat_template)
+    if templated:
+        said = [{"role": role, "content": content} for role, content in turns]
+        try:
+            prompt = tokenizer.apply_chat_template(said, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # a template raises whatever it likes
+            raise Unsupported(f"the model's chat template refuses a conversation ({error}); set chat=false") from error
+    given: list[int] = []
+    if prompt:
+        # a template writes the begin-of-text token itself
+        given = tokenizer(prompt, add_special_tokens=not templated)["input_ids"]
+        if not templated and len(given) > 1 and given[-1] == end:
+            given = given[:-1]
+        if begin is not None and given[:2] == [begin, begin]:
+            given = given[1:]
+    found = []
+    for answer in answers:
+        spoken = answer.strip() if templated else f" {answer.strip()}" if turns else answer
+        ids: list[int] = tokenizer(spoken, add_special_tokens=not given)["input_ids"]
+        while end is not None and ids[-1:] == [end]:
+            ids = ids[:-1]
+        found.append([*ids, end] if end is not None else ids)
+    return given, found
