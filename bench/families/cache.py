@@ -206,7 +206,8 @@ def kept_tokens(cache: Cache) -> float:
     counts = [
         float((layer.positions() >= 0).sum(-1).float().mean())
         if isinstance(layer, EvictingLayer)
-        else float(layer.get_seq_length())
+        # the library's layers with a sliding window have seen more than they hold
+        else float(min(layer.get_seq_length(), layer.keys.shape[-2]))
         for layer in cache.layers
     ]
     return sum(counts) / len(counts)
