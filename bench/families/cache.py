@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from bench.errors import Unsupported
+from bench.technique import Phase, unmarked
 
 
 class PreallocatedLayer(CacheLayerMixin):
@@ -102,6 +103,8 @@ class EvictingLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.seen = 0
+        self.phase: Phase = unmarked
+        """Marks what letting go takes, inside a step: `choose` behind the prompt, `evict` behind a new token."""
 
     @abstractmethod
     def positions(self) -> Tensor:
@@ -213,18 +216,31 @@ def kept_tokens(cache: Cache) -> float:
     return sum(counts) / len(counts)
 
 
-def read(model: Any, ids: Tensor, cache: Cache, keep: int = 1) -> Tensor:
+def read(model: Any, ids: Tensor, cache: Cache, keep: int = 1, padding: Tensor | None = None) -> Tensor:
     """Forward `ids` (batch, new) behind what the cache has seen.
+
+    Args:
+        padding: how many of all the ids read, from the first on, are none: `(batch,)`.
 
     Returns:
         Logits `(batch, keep, vocabulary)` of the last `keep` tokens; all for 0.
     """
     seen = cache.get_seq_length()
     positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
+    mask = None
+    if padding is not None:
+        places = torch.arange(seen + ids.shape[1], device=ids.device)
+        mask = (places >= padding[:, None]).long()  # (batch, seen + new)
+        positions = (positions - padding[:, None]).clamp(min=0)
     for layer in cache.layers:
         if isinstance(layer, EvictingLayer):
             layer.reading(ids)
     logits: Tensor = model(
-        input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=keep
+        input_ids=ids,
+        past_key_values=cache,
+        position_ids=positions,
+        attention_mask=mask,
+        use_cache=True,
+        logits_to_keep=keep,
     ).logits
     return logits

@@ -61,6 +61,23 @@ def test_phases_add_up() -> None:
     assert min(clock.seconds["verify"]) == pytest.approx(0.008, rel=0.1)
 
 
+def test_a_phase_inside_another_counts_for_itself_alone() -> None:
+    clock = PhaseClock("cpu")
+    for _ in range(20):
+        with clock("prefill"):
+            spin(0.004)
+            with clock("choose"):
+                spin(0.002)
+                with clock("sort"):
+                    spin(0.004)
+            with clock("choose"):
+                spin(0.002)
+    assert min(clock.seconds["prefill"]) == pytest.approx(0.004, rel=0.15)
+    assert min(clock.seconds["choose"]) == pytest.approx(0.002, rel=0.15)
+    assert min(clock.seconds["sort"]) == pytest.approx(0.004, rel=0.15)
+    assert len(clock.seconds["choose"]) == 40
+
+
 @pytest.mark.gpu
 def test_events_time_the_device_not_the_launch() -> None:
     x = torch.randn(4096, 4096, device="cuda")
