@@ -162,9 +162,9 @@ def check_length(config: Any, tokens: int) -> None:
     """Nothing, for a text that fits the model's context.
 
     Raises:
-        Unsupported: it is longer.
+        Unsupported: it is longer, or the model has no attention layers.
     """
-    limit = config.get_text_config(decoder=True).max_position_embeddings
+    limit = _attending(config).max_position_embeddings
     if limit is not None and tokens > limit:
         raise Unsupported(f"{tokens} tokens do not fit the model's context of {limit}")
 
@@ -178,6 +178,7 @@ def sliding_layers(config: Any) -> list[bool]:
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if kinds is None:
+        text = _attending(config)
         # as the library reads a configuration without a list: one window is every layer's
         window = getattr(text, "sliding_window", None)
         kinds = ["full_attention" if window is None else "sliding_attention"] * text.num_hidden_layers
@@ -185,6 +186,14 @@ def sliding_layers(config: Any) -> list[bool]:
     if unknown:
         raise Unsupported(f"layers of type {', '.join(sorted(unknown))} have no key/value cache of this form")
     return [kind == "sliding_attention" for kind in kinds]
+
+
+def _attending(config: Any) -> Any:
+    """The configuration of the part of a model that reads text."""
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "num_attention_heads", None) is None:
+        raise Unsupported(f"{config.model_type} has no attention layers, and so no key/value cache")
+    return text
 
 
 def tensors(cache: Cache | None) -> list[Tensor]:

@@ -120,7 +120,7 @@ class StreamingLlm(Budgeted):
 
     The window counts the current token. With `reindexed` positions, as in the paper, a key is seen at its place in
     the cache; with `absolute` ones at its place in the text. The re-indexed form stores the sinks' keys a second
-    time, as they were, and turns them anew at every step, so that no error builds up.
+    time, as they were, and turns them anew at every step, so that no error builds up. Query-agnostic.
 
     Differs from the paper:
         The prompt attends to itself in full and is evicted afterwards, as other eviction methods do; the paper
