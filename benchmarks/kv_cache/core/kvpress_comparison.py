@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -124,7 +125,8 @@ def compare(model: str, python: str, folder: Path) -> dict[str, Any]:
     presses = {pair.technique: (pair.press, dict(pair.theirs)) for pair in PAIRS}
     task = {"ids": ids, "context": CONTEXT, "compression": COMPRESSION, "presses": presses}
     (folder / "task.json").write_text(json.dumps(task))
-    subprocess.run([python, str(PRESSES), str(folder)], check=True)
+    quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    subprocess.run([python, str(PRESSES), str(folder)], check=True, env=quiet)
     theirs = json.loads((folder / "theirs.json").read_text())
     return {
         "model": model,

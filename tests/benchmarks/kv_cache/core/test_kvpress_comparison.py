@@ -47,7 +47,7 @@ def test_one_other_token_in_one_head_is_no_agreement() -> None:
 def test_the_record_and_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoiled = {"now": False}
 
-    def presses(command: list[str], check: bool) -> None:
+    def presses(command: list[str], check: bool, env: dict[str, str]) -> None:
         """In kvpress' place: what ours keeps."""
         folder = Path(command[-1])
         task = json.loads((folder / "task.json").read_text())
