@@ -103,6 +103,16 @@ GLOSSARY = _glossary(
         0.03,
         relative=False,
     ),
+    Metric(
+        "choosing_cost",
+        "latency",
+        "share",
+        "lower",
+        "Choosing what a cache keeps behind the prompt, profiling the heads included, over the rest of the prefill; in "
+        "the profile pass.",
+        0.01,
+        relative=False,
+    ),
     Metric("throughput", "latency", "tokens/s", "higher", "Tokens over time, all steps of a process.", 0.03),
     # memory
     Metric(

@@ -37,6 +37,11 @@ class Row:
         return str(self.record["arm"])
 
     @property
+    def labels(self) -> str:
+        """What stands beside the arm's name, `query-aware`; empty for most."""
+        return ", ".join(self.record["technique"].get("labels", ()))
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(record["seed"] for record in self.records)
 

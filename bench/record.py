@@ -73,6 +73,7 @@ def identity(cell: Cell) -> dict[str, Any]:
             "parameters": technique.model_dump(mode="json"),
             "source": technique.source,
             "peer": technique.peer,
+            "labels": list(technique.labels),
             "trains": technique.trains and workload.trains,
         },
         "workload": {

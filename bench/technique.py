@@ -105,6 +105,8 @@ class Technique(BaseModel, ABC):
     """Whether this is a library's version of a method, to check against and to beat."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Name -> parameters: variants that only set parameters."""
+    labels: ClassVar[tuple[str, ...]] = ()
+    """What stands beside its name in lists and reports, since it decides what a figure says: `query-aware`."""
     claims: ClassVar[tuple[Claim, ...]] = ()
     """What its own paper says, as something that can be measured: a technique that extends another has none of its."""
 

@@ -95,6 +95,16 @@ def _speculation(rounds: Iterable[Mapping[str, Any]], draft_tokens: int) -> dict
     return units
 
 
+def _choosing(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """What the profile pass says of a cache that lets go behind the prompt."""
+    units: dict[str, dict[int, float]] = {}
+    for part in rounds:
+        phases = (part.get("profile") or {}).get("phases") or {}
+        if phases.get("choose") and phases.get("prefill"):
+            units.setdefault("choosing_cost", {})[part["round"]] = sum(phases["choose"]) / sum(phases["prefill"])
+    return units
+
+
 def groups(record: Mapping[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
     """Group of prompts -> metric -> round -> its number, where the prompts of a burst are of several kinds."""
     found: dict[str, dict[str, dict[int, float]]] = {}
@@ -155,6 +165,7 @@ def of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[int, float]
         for name, values in {
             **_times(rounds),
             **_speculation(rounds, _draft_tokens(records)),
+            **_choosing(rounds),
             **_memory(rounds),
         }.items()
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from bench.errors import Unsupported
+from bench.technique import Phase, unmarked
 
 
 class PreallocatedLayer(CacheLayerMixin):
@@ -104,6 +105,8 @@ class EvictingLayer(CacheLayerMixin):
     def __init__(self) -> None:
         super().__init__()
         self.seen = 0
+        self.phase: Phase = unmarked
+        """Marks what letting go takes, inside a step: `choose` behind the prompt, `evict` behind a new token."""
 
     @abstractmethod
     def positions(self) -> Tensor:
@@ -161,9 +164,9 @@ def check_length(config: Any, tokens: int) -> None:
     """Nothing, for a text that fits the model's context.
 
     Raises:
-        Unsupported: it is longer.
+        Unsupported: it is longer, or the model has no attention layers.
     """
-    limit = config.get_text_config(decoder=True).max_position_embeddings
+    limit = _attending(config).max_position_embeddings
     if limit is not None and tokens > limit:
         raise Unsupported(f"{tokens} tokens do not fit the model's context of {limit}")
 
@@ -177,6 +180,7 @@ def sliding_layers(config: Any) -> list[bool]:
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None)
     if kinds is None:
+        text = _attending(config)
         # as the library reads a configuration without a list: one window is every layer's
         window = getattr(text, "sliding_window", None)
         kinds = ["full_attention" if window is None else "sliding_attention"] * text.num_hidden_layers
@@ -184,6 +188,14 @@ def sliding_layers(config: Any) -> list[bool]:
     if unknown:
         raise Unsupported(f"layers of type {', '.join(sorted(unknown))} have no key/value cache of this form")
     return [kind == "sliding_attention" for kind in kinds]
+
+
+def _attending(config: Any) -> Any:
+    """The configuration of the part of a model that reads text."""
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "num_attention_heads", None) is None:
+        raise Unsupported(f"{config.model_type} has no attention layers, and so no key/value cache")
+    return text
 
 
 def tensors(cache: Cache | None) -> list[Tensor]:
@@ -208,24 +220,38 @@ def kept_tokens(cache: Cache) -> float:
     counts = [
         float((layer.positions() >= 0).sum(-1).float().mean())
         if isinstance(layer, EvictingLayer)
-        else float(layer.get_seq_length())
+        # the library's layers with a sliding window have seen more than they hold
+        else float(min(layer.get_seq_length(), layer.keys.shape[-2]))
         for layer in cache.layers
     ]
     return sum(counts) / len(counts)
 
 
-def read(model: Any, ids: Tensor, cache: Cache, keep: int = 1) -> Tensor:
+def read(model: Any, ids: Tensor, cache: Cache, keep: int = 1, padding: Tensor | None = None) -> Tensor:
     """Forward `ids` (batch, new) behind what the cache has seen.
+
+    Args:
+        padding: how many of all the ids read, from the first on, are none: `(batch,)`.
 
     Returns:
         Logits `(batch, keep, vocabulary)` of the last `keep` tokens; all for 0.
     """
     seen = cache.get_seq_length()
     positions = torch.arange(seen, seen + ids.shape[1], device=ids.device)[None]
+    mask = None
+    if padding is not None:
+        places = torch.arange(seen + ids.shape[1], device=ids.device)
+        mask = (places >= padding[:, None]).long()  # (batch, seen + new)
+        positions = (positions - padding[:, None]).clamp(min=0)
     for layer in cache.layers:
         if isinstance(layer, EvictingLayer):
             layer.reading(ids)
     logits: Tensor = model(
-        input_ids=ids, past_key_values=cache, position_ids=positions, use_cache=True, logits_to_keep=keep
+        input_ids=ids,
+        past_key_values=cache,
+        position_ids=positions,
+        attention_mask=mask,
+        use_cache=True,
+        logits_to_keep=keep,
     ).logits
     return logits

@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from bench.errors import Unsupported
 from bench.families import attention
 from bench.families import cache as kv
 from bench.models import Sources
+from bench.registry import stem
 from bench.technique import Axis, Job, Prepared, Step, Technique
+
+QUERY_AWARE, QUERY_AGNOSTIC = "query-aware", "query-agnostic"
+"""Labels: whether a cache lets go by what queries attended to, those of the context's end and of a question there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +31,12 @@ class KVCacheJob(Job):
     """Continue each context, greedily."""
 
     contexts: Tensor
-    """Ids `(batch, context)`: all of one length, so that nothing is padded."""
+    """Ids `(batch, context)`."""
     max_new_tokens: int
     questions: Tensor | None = None
     """Ids `(batch, question)` that are read behind the context, one by one, through what the cache then holds."""
+    padding: Tensor | None = None
+    """Where contexts have different lengths: ids in front of each row that are none, `(batch,)` [tokens]."""
 
     @property
     def late(self) -> int:
@@ -102,19 +109,42 @@ class KVCache(Technique):
             Unsupported: the model or the sizes do not allow it.
         """
 
+    def padded_cache(self, prepared: KVCachePrepared, context: int, padding: list[int], new_tokens: int) -> Cache:
+        """An empty cache for rows of `context` ids, of which the first `padding` are none, that go on for `new_tokens`.
+
+        A cache that lets nothing go leaves the padding to the mask. One that does must let each row go its own way.
+
+        Raises:
+            Unsupported: the technique does not.
+        """
+        cache = self.cache(prepared, len(padding), context, new_tokens)
+        if any(isinstance(layer, kv.EvictingLayer) for layer in cache.layers):
+            raise Unsupported(
+                f"{stem(type(self))} takes contexts of one length only, here some are {max(padding)} tokens shorter; "
+                "give a batch of 1"
+            )
+        return cache
+
     @torch.inference_mode()
     def steps(self, prepared: KVCachePrepared, job: KVCacheJob) -> Iterator[Step]:
         batch, context = job.contexts.shape
-        prepared.cache = self.cache(prepared, batch, context, job.late + job.max_new_tokens)
+        behind, pad = job.late + job.max_new_tokens, job.padding
+        if pad is None:
+            prepared.cache = self.cache(prepared, batch, context, behind)
+        else:
+            prepared.cache = self.padded_cache(prepared, context, pad.tolist(), behind)
+        for layer in prepared.cache.layers:
+            if isinstance(layer, kv.EvictingLayer):
+                layer.phase = job.phase
         with job.phase("prefill"):
-            logits = kv.read(prepared.model, job.contexts, prepared.cache)
+            logits = kv.read(prepared.model, job.contexts, prepared.cache, padding=pad)
             for ids in () if job.questions is None else job.questions.split(1, 1):
-                logits = kv.read(prepared.model, ids, prepared.cache)
+                logits = kv.read(prepared.model, ids, prepared.cache, padding=pad)
             ids = logits.argmax(-1)  # (batch, 1)
         yield Step("prefill", batch, tuple(row.clone() for row in ids))
         for _ in range(job.max_new_tokens - 1):
             with job.phase("forward"):
-                ids = kv.read(prepared.model, ids, prepared.cache).argmax(-1)
+                ids = kv.read(prepared.model, ids, prepared.cache, padding=pad).argmax(-1)
             yield Step("decode", batch, tuple(row.clone() for row in ids))
         prepared.cache = None
 

@@ -119,19 +119,28 @@ def _time_cuda(steps: Iterator[Step], done: list[Step]) -> list[float]:
 
 
 class PhaseClock:
-    """The phase mark of the profile pass: it waits for the device at both ends, so phases add up."""
+    """The phase mark of the profile pass: it waits for the device at both ends, so phases add up.
+
+    The time of a phase inside another is that phase's alone.
+    """
 
     def __init__(self, device: str) -> None:
         self.cuda = device.startswith("cuda")
         self.seconds: dict[str, list[float]] = {}
+        self._inside: list[float] = []
+        """Of every open phase, the time that phases inside it took [s]."""
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         start = self._now()
+        self._inside.append(0.0)
         try:
             yield
         finally:
-            self.seconds.setdefault(name, []).append(self._now() - start)
+            taken = self._now() - start
+            self.seconds.setdefault(name, []).append(taken - self._inside.pop())
+            if self._inside:
+                self._inside[-1] += taken
 
     def _now(self) -> float:
         if self.cuda:

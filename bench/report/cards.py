@@ -25,6 +25,7 @@ def listing(console: Console) -> None:
         for entry in registry.techniques.of_family(family):
             mark = "*" if entry.cls.baseline else "=" if entry.cls.peer else " "
             text = f"preset of {registry.stem(entry.cls)}" if entry.is_preset else entry.summary
+            text += "".join(f" [{label}]" for label in entry.cls.labels)
             drawn.add_row(f" {mark} {entry.name}", escape(text))
         for workload in registry.workloads.of_family(family):
             drawn.add_row(f" ? {workload.name}", escape(workload.summary))
@@ -54,7 +55,8 @@ def card(name: str, console: Console) -> None:
         entry = registry.techniques[name]
     cls = entry.cls
     kind = "technique" if issubclass(cls, Technique) else "workload"
-    console.print(f"[bold]{entry.name}[/bold] · {kind} · {cls.family}\n")
+    labels = "".join(f" · {label}" for label in getattr(cls, "labels", ()))
+    console.print(f"[bold]{entry.name}[/bold] · {kind} · {cls.family}{labels}\n")
     console.print(inspect.cleandoc(cls.__doc__ or ""), markup=False, highlight=False)
     console.print(f"\nsource: {cls.source}", markup=False, highlight=False)
     drawn = Table(box=None, pad_edge=False, header_style="dim")

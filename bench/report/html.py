@@ -10,7 +10,7 @@ from typing import Any
 
 from bench.metrics import GLOSSARY
 from bench.outcome import AXES, Row
-from bench.report import calibration, cautions, figures, grids, overview, plots, table
+from bench.report import calibration, cautions, figures, grids, overview, plots, scaling, table
 from bench.report.figures import Drawing
 from bench.verdict import Verdict
 
@@ -42,6 +42,7 @@ def as_html(manifest: Mapping[str, Any], comparisons: Mapping[str, list[Row]], d
         manifest=manifest,
         code=manifest["environment"]["code"],
         lines=overview.lines(comparisons),
+        scaled=scaling.of(comparisons),
         cautions=cautions.of(comparisons, manifest),
         resolution=calibration.sentences(manifest["calibration"]) if manifest.get("calibration") else [],
         sections=sections,
@@ -92,7 +93,14 @@ def _blocks(rows: list[Row]) -> list[dict[str, Any]]:
 def _cell(row: Row, name: str) -> dict[str, Any]:
     metric, estimate, judgement = GLOSSARY[name], row.estimates.get(name), row.judgements.get(name)
     missing = table.hidden(row, metric) or ("" if estimate else "not measured")
-    cell: dict[str, Any] = {"arm": row.arm, "status": row.status, "missing": missing, "verdict": None, "reason": ""}
+    cell: dict[str, Any] = {
+        "arm": row.arm,
+        "labels": row.labels,
+        "status": row.status,
+        "missing": missing,
+        "verdict": None,
+        "reason": "",
+    }
     if missing or estimate is None:
         return cell
     return {

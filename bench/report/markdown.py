@@ -7,7 +7,7 @@ from typing import Any
 
 from bench import outcome
 from bench.metrics import GLOSSARY
-from bench.report import cautions, grids, overview, table
+from bench.report import cautions, grids, overview, scaling, table
 from bench.report.calibration import sentences
 
 
@@ -23,6 +23,8 @@ def as_markdown(manifest: Mapping[str, Any], comparisons: Mapping[str, list[outc
         f"config {manifest['config_sha256'][:12]}."
     )
     lines += ["", *_overview(comparisons)]
+    for one in scaling.of(comparisons):
+        lines += ["", f"{cell(one.caption)}.", "", *grid(one.columns, one.lines)]
     found = cautions.of(comparisons, manifest)
     if found:
         lines += ["", "## Warnings", ""]
@@ -51,7 +53,7 @@ def _comparison(comparison: str, rows: list[outcome.Row]) -> list[str]:
     lines = [f"## {cell(comparison)}", "", cell(f"{table.subject(rows)}. {table.about(rows)}"), ""]
     cells, notes = [], []
     for row in rows:
-        found = [row.arm, overview.label(row.status)]
+        found = [f"{row.arm} ({row.labels})" if row.labels else row.arm, overview.label(row.status)]
         for axis in outcome.AXES:
             metric, estimate, missing = row.shown(axis)
             if estimate is None:

@@ -45,6 +45,8 @@ class Line:
     reason: str
     gate: str
     answers: tuple[Answer, ...]
+    labels: str = ""
+    """What stands beside the arm's name: `query-aware`."""
 
     @property
     def saves(self) -> list[str]:
@@ -69,6 +71,8 @@ class Line:
         parts += [f"{one.axis}: {one.word}{f' ({one.reason})' if one.reason else ''}" for one in others]
         if self.status == "ungated":
             parts.append("UNGATED: nothing checked its output")
+        if self.labels:
+            parts.append(self.labels)
         return "; ".join(parts)
 
 
@@ -84,6 +88,7 @@ def lines(comparisons: Mapping[str, list[Row]]) -> list[Line]:
             row.reason,
             gate(row),
             tuple(_answer(row, axis) for axis in AXES),
+            row.labels,
         )
         for comparison, rows in comparisons.items()
         for row in rows

@@ -123,7 +123,8 @@ def _scatter(axes: Axes, drawing: Drawing) -> list[Any]:
             line[up],
             xerr=_arms(line, across),
             yerr=_arms(line, up),
-            fmt=MARKERS[number % len(MARKERS)],
+            # a second round of colours comes with other marks: no two of 64 arms look alike
+            fmt=MARKERS[(number + number // len(SERIES)) % len(MARKERS)],
             color=colour,
             markeredgecolor=INK,
             markersize=8,

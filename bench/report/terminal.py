@@ -68,7 +68,8 @@ def draw_one(comparison: str, rows: list[outcome.Row], console: Console) -> None
     for name in ("arm", "status", *outcome.AXES):
         drawn.add_column(name, overflow="fold")
     for row in rows:
-        cells = [escape(row.arm), f"[{_STYLE.get(row.status, 'red')}]{overview.label(row.status)}[/]"]
+        arm = escape(row.arm) + (f"\n[dim]{escape(row.labels)}[/dim]" if row.labels else "")
+        cells = [arm, f"[{_STYLE.get(row.status, 'red')}]{overview.label(row.status)}[/]"]
         for axis in outcome.AXES:
             metric, estimate, missing = row.shown(axis)
             if estimate is None:

@@ -9,6 +9,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+from bench.families import cache as kv
 from techniques.kv_cache.core.ragged import RaggedLayer
 
 BATCH, HEADS, KV_HEADS, WIDTH, TOKENS = 1, 9, 3, 64, 1024
@@ -108,3 +109,34 @@ def test_evict(benchmark: BenchmarkFixture, by: str) -> None:
         kept = keys[0, head, stay[0, head]]
         assert len(made[-1][head]) == len(kept)
         assert torch.equal(made[-1][head].sort(0).values, kept.sort(0).values)
+
+
+@pytest.mark.benchmark(group="append one token to 1,024 held, 3 heads of 64")
+@pytest.mark.parametrize("by", ["full cache, in place", "ragged, in place", "DynamicCache, copied"])
+@torch.inference_mode()
+def test_append(benchmark: BenchmarkFixture, by: str) -> None:
+    from transformers.cache_utils import DynamicLayer
+
+    benchmark.extra_info["peer"] = by.startswith("DynamicCache")
+    _, keys, values = states()
+    key, value = keys[:, :, 9:10], values[:, :, 9:10]
+
+    def filled() -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if by.startswith("ragged"):
+            return (held([TOKENS, TOKENS - 8, TOKENS - 9]),), {}
+        layer = kv.PreallocatedLayer(TOKENS + 8) if by.startswith("full") else DynamicLayer()
+        layer.update(keys, values)
+        return (layer,), {}
+
+    def append(layer: Any) -> None:
+        layer.update(key, value)
+        made.append(layer)
+
+    made: list[Any] = []
+    benchmark.pedantic(append, setup=filled, rounds=30)
+    layer = made[-1]
+    if by.startswith("ragged"):
+        assert all(torch.equal(layer.keys[layer.segment(0, head)][-1], key[0, head, 0]) for head in range(KV_HEADS))
+    else:
+        assert layer.get_seq_length() == TOKENS + 1
+        assert torch.equal(layer.values[:, :, TOKENS], value[:, :, 0])

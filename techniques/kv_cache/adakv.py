@@ -21,14 +21,16 @@ class AdaKv(SnapKv):
     ragged: what a head does not keep is freed. Query-aware, as SnapKV.
 
     Differs from the paper:
-        Budgets are per key/value head, where the paper has one per query head. kvpress protects each head's best
-        tokens up to the safeguard instead of mixing, and frees nothing.
+        Budgets are per key/value head, where the paper has one per query head. The published code mixes as here, but
+        rounds each head by itself, so that a layer keeps a few tokens more or less; its option to weigh heads by how
+        concentrated they are is left out. kvpress protects each head's best tokens up to the safeguard instead of
+        mixing, and frees nothing.
     """
 
     source: ClassVar[str] = "Feng et al. 2024, Ada-KV, algorithms 1 and 2"
 
     safeguard: float = Field(default=0.2, ge=0.0, le=1.0)
-    """Share of the budget that is split evenly, the paper's alpha; 1: SnapKV."""
+    """Share of the budget that is split evenly, `floor_alpha` of the published code; 1: SnapKV."""
 
     def of_heads(self, importance: Tensor, kept: int) -> Tensor:
         batch, kv_heads, tokens = importance.shape

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.families.kv_cache import KVCachePrepared
+from bench.families.kv_cache import QUERY_AGNOSTIC, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
@@ -36,6 +36,7 @@ class ExpectedAttention(Eviction):
     """
 
     source: ClassVar[str] = "Devoto et al. 2025, Expected Attention (arXiv 2510.00636)"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
     prompt_only: ClassVar[bool] = True
 
     future: int = Field(default=512, ge=1)

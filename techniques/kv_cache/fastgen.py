@@ -13,12 +13,13 @@ from transformers.cache_utils import Cache
 
 from bench.claim import Claim, about, above
 from bench.families import cache as kv
-from bench.families.kv_cache import KVCache, KVCachePrepared
+from bench.families.kv_cache import QUERY_AWARE, KVCache, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.profile import Part, members, received, share_of
 from techniques.kv_cache.core.ragged import RaggedLayer
+from techniques.kv_cache.core.rows import by_row
 from techniques.kv_cache.core.scores import Seen
 
 BLOCK = 16
@@ -69,12 +70,17 @@ class FastGenLayer(RaggedLayer):
     def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
         out = self.attend(module, query, scaling)
         if self.watching:
-            there = self.filled()
-            marks = self.padded(self.columns["marks"]).masked_fill(~there, -torch.inf)
-            kinds = self.padded(self.columns["kinds"])
-            unions = self.technique.unions(kinds, marks, self.positions(), self.seen)
-            self.keep(chosen(unions, self.policies) & there)
+            with self.phase("evict"):
+                self._evict()
         return out
+
+    def _evict(self) -> None:
+        """Let go of what the heads' policies no longer cover."""
+        there = self.filled()
+        marks = self.padded(self.columns["marks"]).masked_fill(~there, -torch.inf)
+        kinds = self.padded(self.columns["kinds"])
+        unions = self.technique.unions(kinds, marks, self.positions(), self.seen)
+        self.keep(chosen(unions, self.policies) & there)
 
     def _full(self) -> Tensor:
         return self.policies > len(self.technique.order)
@@ -110,6 +116,7 @@ class FastGen(KVCache):
     """
 
     source: ClassVar[str] = "Ge et al. 2024, Model Tells You What to Discard (FastGen), algorithms 1 and 2, equation 1"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AWARE,)
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="recovery",
@@ -207,6 +214,9 @@ class FastGen(KVCache):
         kv.check_length(config, context + new_tokens)
         layers = range(check_layers(config))
         return Cache(layers=[FastGenLayer(self, index, prepared.state, new_tokens) for index in layers])
+
+    def padded_cache(self, prepared: KVCachePrepared, context: int, padding: list[int], new_tokens: int) -> Cache:
+        return by_row([self.cache(prepared, 1, context - pad, new_tokens) for pad in padding], padding)
 
     def profile(self, seen: Seen, kinds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The heads' policies behind a prompt whose tokens are of these `kinds` (batch, kv_heads, tokens).

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench.claim import Claim, about
+from bench.families.kv_cache import QUERY_AWARE
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
 from techniques.kv_cache.core.scores import Seen
@@ -27,6 +28,7 @@ class H2O(Eviction):
     """
 
     source: ClassVar[str] = "Zhang et al. 2023, H2O: Heavy-Hitter Oracle, algorithm 1"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AWARE,)
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="fifth_is_enough",

@@ -7,6 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from bench.families.kv_cache import QUERY_AGNOSTIC
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
 from techniques.kv_cache.core.scores import Seen
@@ -24,6 +25,7 @@ class KeyDiff(Eviction):
     """
 
     source: ClassVar[str] = "Park et al. 2025, KeyDiff: Key Similarity-Based KV Cache Eviction"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
 
     def importance(self, seen: Seen) -> Tensor:
         keys = seen.keys.float()

@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from bench.claim import Claim, about, at_least
 from bench.errors import Unsupported
 from bench.families import cache as kv
-from bench.families.kv_cache import KVCache, KVCachePrepared
+from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers
 from techniques.kv_cache.core.quantized import PerChannel, PerToken, QuantizedLayer, head_width
@@ -33,6 +33,7 @@ class Kivi(KVCache):
     """
 
     source: ClassVar[str] = "Liu et al. 2024, KIVI, algorithm 1; group of 32, residual of 128 tokens"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="peak",

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from bench.families.kv_cache import QUERY_AGNOSTIC
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
 from techniques.kv_cache.core.scores import Seen
@@ -23,6 +24,7 @@ class Knorm(Eviction):
     """
 
     source: ClassVar[str] = "Devoto et al. 2024, A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
 
     def importance(self, seen: Seen) -> Tensor:
         return -seen.keys.float().norm(dim=-1)

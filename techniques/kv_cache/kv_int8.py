@@ -7,7 +7,7 @@ from typing import ClassVar
 from transformers.cache_utils import Cache
 
 from bench.families import cache as kv
-from bench.families.kv_cache import KVCache, KVCachePrepared
+from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers
 from techniques.kv_cache.core.quantized import PerToken, QuantizedLayer, head_width
@@ -22,6 +22,7 @@ class KvInt8(KVCache):
     """
 
     source: ClassVar[str] = "the definition of asymmetric 8-bit rounding, per token and head"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
 
     def cache(self, prepared: KVCachePrepared, batch: int, context: int, new_tokens: int) -> Cache:
         config = prepared.model.config

@@ -19,7 +19,9 @@ class PyramidKv(SnapKv):
     Query-aware, as SnapKV.
 
     Differs from the paper:
-        The layers' budgets are rounded so that they add up to the whole; the published code rounds each down.
+        The layers' budgets are rounded so that they add up to the whole; the published code rounds the step between
+        two layers down. For a context shorter than twice the budget it gives all layers the same; here the budget
+        still falls, from a first layer that keeps everything. The window of 8 is that of its experiments.
     """
 
     source: ClassVar[str] = (

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.families.kv_cache import QUERY_AGNOSTIC
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
 from techniques.kv_cache.core.scores import Seen
@@ -23,6 +24,7 @@ class RandomEviction(Eviction):
     """
 
     source: ClassVar[str] = "the control: uniform sampling without replacement"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
 
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
     """Of the draws."""

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.families.kv_cache import QUERY_AWARE
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
 from techniques.kv_cache.core.scores import Seen
@@ -26,6 +27,7 @@ class Scissorhands(Eviction):
     """
 
     source: ClassVar[str] = "Liu et al. 2023, Scissorhands, algorithms 1 and 2"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AWARE,)
     watches: ClassVar[bool] = True
 
     history: int = Field(default=400, ge=1)

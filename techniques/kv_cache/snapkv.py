@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from bench.claim import Claim, about
 from bench.errors import Unsupported
+from bench.families.kv_cache import QUERY_AWARE
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction, Plan
 from techniques.kv_cache.core.scores import Seen, pooled
@@ -30,6 +31,7 @@ class SnapKv(Eviction):
     """
 
     source: ClassVar[str] = "Li et al. 2024, SnapKV: LLM Knows What You are Looking for Before Generation"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AWARE,)
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="speed_at_16k",

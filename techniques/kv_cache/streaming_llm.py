@@ -13,9 +13,10 @@ from transformers.cache_utils import Cache
 from bench.claim import Claim, below
 from bench.errors import Unsupported
 from bench.families import cache as kv
-from bench.families.kv_cache import KVCachePrepared
+from bench.families.kv_cache import QUERY_AGNOSTIC, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
+from techniques.kv_cache.core.attending import check_layers
 from techniques.kv_cache.core.budget import Budgeted
 from techniques.kv_cache.core.rotation import Rotation, rotation_of
 
@@ -119,7 +120,7 @@ class StreamingLlm(Budgeted):
 
     The window counts the current token. With `reindexed` positions, as in the paper, a key is seen at its place in
     the cache; with `absolute` ones at its place in the text. The re-indexed form stores the sinks' keys a second
-    time, as they were, and turns them anew at every step, so that no error builds up.
+    time, as they were, and turns them anew at every step, so that no error builds up. Query-agnostic.
 
     Differs from the paper:
         The prompt attends to itself in full and is evicted afterwards, as other eviction methods do; the paper
@@ -128,6 +129,7 @@ class StreamingLlm(Budgeted):
     """
 
     source: ClassVar[str] = "Xiao et al. 2024, Efficient Streaming Language Models with Attention Sinks, section 3.2"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="stable_beyond_the_window",
@@ -171,8 +173,7 @@ class StreamingLlm(Budgeted):
         return size
 
     def prepare(self, sources: Sources) -> KVCachePrepared:
-        if any(kv.sliding_layers(sources.target.config)):
-            raise Unsupported("some layers attend to a sliding window already and hold no more than that")
+        check_layers(sources.target.config)
         prepared = super().prepare(sources)
         if self.positions == "reindexed" and self.sinks:
             prepared.state = rotation_of(prepared.model)

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
+from bench.families.kv_cache import QUERY_AWARE
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
 from techniques.kv_cache.core.scores import Seen
@@ -25,6 +26,7 @@ class Tova(Eviction):
     """
 
     source: ClassVar[str] = "Oren et al. 2024, Transformers are Multi-State RNNs (Token Omission Via Attention)"
+    labels: ClassVar[tuple[str, ...]] = (QUERY_AWARE,)
 
     every: int | None = Field(default=1, ge=1)
     """New tokens between two evictions while decoding, the paper's is 1; none: the prompt is compressed, and all that

@@ -113,3 +113,13 @@ def test_prompts_without_kinds_or_continued_together_have_no_groups() -> None:
     del plain["bursts"][0]["samples"]["groups"]
     together["bursts"][0]["samples"]["groups"] = ["chat"] * 4
     assert units.groups({"rounds": [plain, together]}) == {}
+
+
+def test_choosing_is_counted_against_the_rest_of_the_prefill() -> None:
+    def of(phases: dict[str, list[float]]) -> Any:
+        profile = {"seconds": [1.0, 0.1], "tokens": [1, 1], "phases": phases}
+        part = {"round": 3, "bursts": [], "profile": profile}
+        return units.of([{"rounds": [part], "quality": None, "technique": {}}]).get("choosing_cost")
+
+    assert of({"prefill": [0.8], "choose": [0.01] * 4, "forward": [0.1]}) == ({3: pytest.approx(0.05)}, "rounds")
+    assert of({"prefill": [0.8], "forward": [0.1]}) is None

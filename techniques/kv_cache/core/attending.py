@@ -15,6 +15,7 @@ from bench.errors import Unsupported
 from bench.families import attention
 from bench.families import cache as kv
 from bench.families.attention import packed_sdpa
+from bench.technique import Phase
 
 NAME = "linked_sdpa"
 LINK = "linked_layer"
@@ -25,6 +26,8 @@ class Linked(Protocol):
 
     reads_prompt: bool
     """From the prompt's `update` until `read_prompt`."""
+    phase: Phase
+    """Marks the time that `read_prompt` takes."""
 
     def read_prompt(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> None:
         """Keep what is wanted of a prompt that has attended to itself: `(batch, heads, tokens, head_dim)` each."""
@@ -64,7 +67,8 @@ def linked_sdpa(
         return layer.read_token(module, query, scaling), None
     out, _ = packed_sdpa(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     if layer is not None:
-        layer.read_prompt(query, key, value, scaling)
+        with layer.phase("choose"):
+            layer.read_prompt(query, key, value, scaling)
     return out, None
 
 
@@ -76,7 +80,11 @@ def check_layers(config: Any) -> int:
     """
     sliding = kv.sliding_layers(config)
     if any(sliding):
-        raise Unsupported("some layers attend to a sliding window already and hold no more than that")
+        window = config.get_text_config(decoder=True).sliding_window
+        raise Unsupported(
+            f"{sum(sliding)} of {len(sliding)} layers of {config.model_type} attend to a sliding window already, of "
+            f"{window} tokens, and hold no more than that; give a model whose layers all attend to the whole text"
+        )
     return len(sliding)
 
 

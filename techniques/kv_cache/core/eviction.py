@@ -24,6 +24,7 @@ from bench.registry import stem
 from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.budget import Budgeted
 from techniques.kv_cache.core.ragged import RaggedLayer
+from techniques.kv_cache.core.rows import by_row
 from techniques.kv_cache.core.scores import Seen
 
 
@@ -106,6 +107,9 @@ class Eviction(Budgeted):
         plans = self.plans(context, new_tokens, check_layers(config))
         return Cache(layers=[ScoredLayer(self, index, plan, prepared.state) for index, plan in enumerate(plans)])
 
+    def padded_cache(self, prepared: KVCachePrepared, context: int, padding: list[int], new_tokens: int) -> Cache:
+        return by_row([self.cache(prepared, 1, context - pad, new_tokens) for pad in padding], padding)
+
     def plans(self, context: int, new_tokens: int, layers: int) -> list[Plan]:
         """What each layer holds.
 
@@ -171,7 +175,8 @@ class ScoredLayer(RaggedLayer):
         self.left -= 1
         out = self.attend(module, query, scaling)
         if self.plan.goes_on and self.left == 0:
-            self._evict(query, scaling)
+            with self.phase("evict"):
+                self._evict(query, scaling)
         return out
 
     def watch(self, weights: Tensor, notes: Mapping[str, Tensor]) -> None:

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from bench.families import cache as kv
 from bench.families.attention import packed_sdpa
+from techniques.kv_cache.core import varlen
 from techniques.kv_cache.core.attending import linked
 
 
@@ -147,7 +148,7 @@ class RaggedLayer(kv.EvictingLayer):
         self.keys, self.values, self.columns = keys, values, moved
 
     def attend(self, module: Any, query: Tensor, scaling: float) -> Tensor:
-        """Plain attention with `(batch, heads, 1, head_dim)` over each head's own keys."""
+        """Plain attention with `(batch, heads, 1, head_dim)` over each head's own keys; in one kernel on a GPU."""
         batch, heads = query.shape[:2]
         kv_heads = self.lengths.shape[1]
         if self.even and not self.watching:
@@ -156,18 +157,36 @@ class RaggedLayer(kv.EvictingLayer):
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, -1)
         if self.even:
             out = self._all(grouped, scaling)
-        else:
+        elif self.watching:
             out = grouped.new_empty(*grouped.shape[:3], self.values.shape[-1])
             for row in range(batch):
                 for head in range(kv_heads):
                     out[row, head] = self._one(grouped[row, head], self.segment(row, head), scaling)
+        elif varlen.usable(query):
+            starts, lengths = self.starts.flatten(), self.lengths.flatten()
+            out = varlen.attend(grouped.flatten(0, 1), self.keys, self.values, starts, lengths, scaling)
+        else:
+            out = self._each(grouped.flatten(0, 1), scaling)
         return out.reshape(batch, 1, heads, -1)
 
+    def _each(self, query: Tensor, scaling: float) -> Tensor:
+        """All heads' groups of queries `(batch * kv_heads, group, head_dim)`, head by head over their segments."""
+        keys, values = self.keys[None, None], self.values[None, None]
+        # plain numbers and views: for a few hundred tokens a head's attention takes no longer than an index
+        segments = zip(
+            query[:, None, None].unbind(), self.starts.flatten().tolist(), self.lengths.flatten().tolist(), strict=True
+        )
+        return torch.cat(
+            [
+                scaled_dot_product_attention(
+                    own, keys.narrow(2, start, length), values.narrow(2, start, length), scale=scaling
+                )
+                for own, start, length in segments
+            ]
+        )
+
     def _one(self, query: Tensor, held: slice, scaling: float) -> Tensor:
-        """One head's group of queries `(group, head_dim)` over its segment."""
-        if not self.watching:
-            parts = (part[None, None] for part in (query, self.keys[held], self.values[held]))
-            return scaled_dot_product_attention(*parts, scale=scaling)[0, 0]
+        """One head's group of queries `(group, head_dim)` over its segment, watched."""
         weights = ((query @ self.keys[held].T).float() * scaling).softmax(-1)
         self.watch(weights, {name: column[held] for name, column in self.columns.items()})
         return weights.to(query.dtype) @ self.values[held]

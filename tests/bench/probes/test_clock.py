@@ -61,6 +61,28 @@ def test_phases_add_up() -> None:
     assert min(clock.seconds["verify"]) == pytest.approx(0.008, rel=0.1)
 
 
+def test_a_phase_inside_another_counts_for_itself_alone() -> None:
+    class Told(PhaseClock):
+        now = 0.0
+
+        def _now(self) -> float:
+            return self.now
+
+    clock = Told("cpu")
+    for _ in range(2):
+        with clock("prefill"):
+            clock.now += 4
+            with clock("choose"):
+                clock.now += 1
+                with clock("sort"):
+                    clock.now += 8
+                clock.now += 1
+            with clock("choose"):
+                clock.now += 16
+            clock.now += 32
+    assert clock.seconds == {"prefill": [36.0, 36.0], "choose": [2.0, 16.0] * 2, "sort": [8.0, 8.0]}
+
+
 @pytest.mark.gpu
 def test_events_time_the_device_not_the_launch() -> None:
     x = torch.randn(4096, 4096, device="cuda")

@@ -1,0 +1,69 @@
+"""Our policies beside kvpress: what is held against it, without kvpress itself."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import registry
+from bench.models import Source
+from benchmarks.kv_cache.core import kvpress_comparison as comparison
+
+registry.load_plugins()
+IDS = torch.randint(0, 250, (comparison.CONTEXT + comparison.NEW,), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+@pytest.mark.parametrize("pair", comparison.PAIRS, ids=lambda pair: pair.technique)
+def test_ours_keeps_as_much_as_a_press(pair: comparison.Pair) -> None:
+    found = comparison.kept(pair, Source("tiny:llama"), IDS)
+    assert [len(head) for layer in found["held"] for head in layer] == [comparison.KEPT] * 6
+    assert all(0 <= at < comparison.CONTEXT for layer in found["held"] for head in layer for at in head)
+    assert len(found["logits"]) == comparison.NEW
+
+
+def test_one_other_token_in_one_head_is_no_agreement() -> None:
+    pair = comparison.PAIRS[0]
+    ours = {"held": [[[0, 1, 2, 3], [4, 5, 6, 7]]], "logits": [[0.0, 1.0]]}
+    same = comparison.compared(pair, ours, ours)
+    assert same["agrees"]
+    assert same["largest_logit_difference"] == 0
+    theirs = copy.deepcopy(ours)
+    theirs["held"][0][1][0] = 9
+    other = comparison.compared(pair, ours, theirs)
+    assert not other["agrees"]
+    assert other["same_tokens"] == 0.75
+    assert other["same_tokens_mean"] == 0.875
+    assert other["largest_logit_difference"] is None
+    assert other["logits_reason"] == "other tokens are held"
+    wrong = {**ours, "logits": [[0.0, 1.1]]}
+    assert not comparison.compared(pair, ours, wrong)["agrees"]
+
+
+def test_the_record_and_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled = {"now": False}
+
+    def presses(command: list[str], check: bool, env: dict[str, str]) -> None:
+        """In kvpress' place: what ours keeps."""
+        folder = Path(command[-1])
+        task = json.loads((folder / "task.json").read_text())
+        assert (folder / "model" / "model.safetensors").is_file()
+        found: dict[str, Any] = {
+            pair.technique: comparison.kept(pair, Source("tiny:llama"), task["ids"]) for pair in comparison.PAIRS
+        }
+        if spoiled["now"]:
+            found["knorm"]["held"][0][0][0] = 190
+        (folder / "theirs.json").write_text(json.dumps({"versions": {"kvpress": "0"}, "found": found}))
+
+    monkeypatch.setattr(comparison.subprocess, "run", presses)
+    arguments = ["--python", "python", "--out", str(tmp_path / "record.json")]
+    assert comparison.main(arguments) == 0
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert all(pair["agrees"] for pair in record["pairs"])
+    assert record["versions"]["theirs"] == {"kvpress": "0"}
+    spoiled["now"] = True
+    assert comparison.main(arguments) == 1
