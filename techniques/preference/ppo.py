@@ -83,8 +83,13 @@ class Ppo(PolicyTechnique):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        self.refuse_adapters_off(self.reference)
+        self.refuse_unfit(self.reference)
         return self
+
+    @property
+    def train_work(self) -> float:
+        """Writing a text token by token takes about three forward passes over it, judging it two, then the epochs."""
+        return self.completions / 2 * (5 * 2 / 6 + self.epochs * super().train_work)
 
     def prepare(self, sources: Sources) -> TrainedPrepared:
         prepared = self.start(sources, self.reference)
