@@ -62,10 +62,10 @@ class Ppo(PolicyTechnique):
     """Weight of the KL divergence from the reference before the first batch."""
     reference: Held = "adapters_off"
     """`adapters_off`: no memory of its own; `copy`: a second frozen network."""
-    completions: int = Field(default=2, ge=1)
+    completions: int = Field(default=1, ge=1)
     """Of each prompt in a batch; 2 are as many texts as the pairs have."""
-    epochs: int = Field(default=4, ge=1)
-    """Steps of the optimizer on one batch."""
+    epochs: int = Field(default=2, ge=1)
+    """Steps of the optimizer on one batch: a step then takes about as long as one of `dpo`."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """How far a token's probability ratio is followed."""
     value_clip: float = Field(default=0.2, gt=0)
