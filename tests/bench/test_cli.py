@@ -116,6 +116,7 @@ def test_list_and_show_name_everything() -> None:
         "kv_cache",
         "finetuning",
         "preference",
+        "preference_pairs",
         "sentiment",
         "dpo_peer",
         "sentiment_losses",
