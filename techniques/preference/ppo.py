@@ -67,7 +67,7 @@ class Ppo(PolicyTechnique):
     completions: int = Field(default=1, ge=1)
     """Of each prompt in a batch; 2 are as many texts as the pairs have."""
     epochs: int = Field(default=2, ge=1)
-    """Steps of the optimizer on one batch: a step then takes about as long as one of `dpo`."""
+    """Steps of the optimizer on one batch."""
     clip: float = Field(default=0.2, gt=0, lt=1)
     """How far a token's probability ratio is followed."""
     value_clip: float = Field(default=0.2, gt=0)
