@@ -65,6 +65,7 @@ def prepare(
     *,
     model: str | None = None,
     data: str | Path | None = None,
+    judge: str | None = None,
     seed: int | None = None,
     settings: str | Iterable[str] = (),
     **fields: Any,
@@ -77,6 +78,7 @@ def prepare(
         origin: names a config that is no file in error messages.
         model: the target of every comparison.
         data: a file of your own, or `hub:OWNER/NAME/FILE`, for every workload that reads one.
+        judge: a model that says which of two answers is better, for every workload that asks one.
         seed: the one seed to run.
         settings: KEY=VALUE as after `--set`; a list of values, `workload.items=8,16`, spans an axis.
         fields: any of `settings.Settings`: device, draft, max_time, quick, replicates ...; None is left as it is.
@@ -99,6 +101,8 @@ def prepare(
         if not hub_file.parse(data) and not Path(data).exists():
             raise UsageError(f"data {data}: no such file")
         raw = suites.override(raw, [f"workload.path={data}"])
+    if judge is not None:
+        raw = suites.override(raw, [f"workload.judge={judge}"])
     checked = experiment.check(raw, origin)
     device = manifest.resolve_device(checked.settings.device)
     return checked, device, manifest.resolve_dtype(checked.settings.dtype, device)

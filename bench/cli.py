@@ -39,6 +39,7 @@ def run(
     data: Annotated[
         Path | None, typer.Option(help="Your own data, for every workload that reads a file, or hub:OWNER/NAME/FILE.")
     ] = None,
+    judge: Annotated[str | None, typer.Option(help="Reward or language model that compares answers.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go [results/].")] = None,
     max_time: Annotated[str | None, typer.Option(help="Limit of the whole run: 90s, 20m, 2h.")] = None,
     settings: Sets = None,
@@ -54,7 +55,14 @@ def run(
     from bench.report import terminal
     from bench.report.progress import INTERRUPTED, Progress
 
-    asked: dict[str, Any] = {"model": model, "draft": draft, "data": data, "max_time": max_time, "seed": seed}
+    asked: dict[str, Any] = {
+        "model": model,
+        "draft": draft,
+        "data": data,
+        "judge": judge,
+        "max_time": max_time,
+        "seed": seed,
+    }
     asked |= {"settings": settings or [], "device": device, "quick": quick or None}
     console = printer()
     if dry_run:

@@ -149,6 +149,18 @@ class Source:
         self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
         return networks.still(model)
 
+    def other_model(self, auto: Any) -> nn.Module:
+        """The network of another head, as `AutoModelForSequenceClassification` reads it, in eval mode.
+
+        Raises:
+            ModelError: the weights cannot be read.
+        """
+        from bench import networks
+
+        model: Any = self._read(auto, dtype=self.torch_dtype, use_safetensors=True).to(self.device)
+        self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
+        return networks.still(model)
+
     def empty(self, attention: str = "sdpa") -> nn.Module:
         """The network of `model()` with its weights on the meta device, to be filled from `layers()`."""
         from bench import networks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -79,7 +79,7 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
         build, burst, scored = one.workload.work()
         arms, seeds, rounds = len(one.arms), len(settings.seeds), settings.rounds
         # warm-up, bursts and the memory pass
-        bursts = burst.times(rounds * arms * (one.bursts + 2 + settings.profile))
+        bursts = _over_arms(one, burst).times(rounds * (one.bursts + 2 + settings.profile))
 
         def stage(
             name: Literal["build", "quality", "timing"],
@@ -97,8 +97,14 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
             return Stage(one.id, name, pieces, processes, start, estimate)
 
         yield stage("build", 1, 1, build)
-        yield stage("quality", arms * seeds, arms * seeds, scored.times(arms * seeds))
+        yield stage("quality", arms * seeds, arms * seeds, _over_arms(one, scored).times(seeds))
         yield stage("timing", rounds, arms * rounds, bursts, at_once=arms)
+
+
+def _over_arms(one: Comparison, work: Work) -> Work:
+    """A piece of work done by every arm of a comparison once, training as each of them does it."""
+    every = work.times(len(one.arms))
+    return replace(every, train=round(work.train * sum(arm.technique.train_work for arm in one.arms)))
 
 
 def seconds(work: Work, parameters: int, dtype: str, speed: Speed) -> float:

@@ -241,7 +241,8 @@ QUALITY = (
         "quality",
         "share",
         "higher",
-        "Share of fresh prompts whose completions have a higher mean reward than the baseline's; a tie is half.",
+        "Share of fresh prompts whose completions have a higher mean reward than the baseline's, or are preferred to "
+        "them by the judge that the user named; a tie is half.",
         0.01,
         relative=False,
         binary=True,

@@ -123,6 +123,11 @@ class Technique(BaseModel, ABC):
             Unsupported: the technique cannot be applied to this model.
         """
 
+    @property
+    def train_work(self) -> float:
+        """Of a full forward and backward pass over what a training step reads, for the plan's arithmetic."""
+        return 1.0
+
     def calls(self, prepared: Any, job: Any) -> Mapping[str, Callable[[], object]]:
         """Pieces of a step that are to be timed on their own, apart from all bursts; every call leaves all as it was.
 

@@ -14,6 +14,7 @@ from typing import ClassVar, TypedDict
 import torch
 from torch import Tensor
 
+from bench.errors import Unsupported
 from bench.families.completions import Completions, completion_logits, laid_out, picked_logprobs
 from bench.families.rollout import Rollout, sample
 from bench.families.training import TrainedPrepared, Training, TrainingJob
@@ -101,6 +102,19 @@ class Preference(Training):
     def kl_bound(self) -> float:
         """Where nothing is trained: at most this far from the reference [nat]."""
         return 0.0
+
+    @property
+    def own_reference(self) -> bool:
+        """Whether the policy starts from, and is held to, another network than the untrained model: one of 4 bits."""
+        return False
+
+    def reference_logits(self, prepared: TrainedPrepared, texts: Completions) -> Tensor:
+        """Logits `(rows, completion, vocabulary)` under the reference that the technique holds itself.
+
+        Raises:
+            Unsupported: it holds none.
+        """
+        raise Unsupported("it holds no reference: the untrained model is it")
 
     @abstractmethod
     def prepare(self, sources: Sources) -> TrainedPrepared:

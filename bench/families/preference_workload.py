@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bench.errors import Unsupported
-from bench.families.completions import completion_logprobs
+from bench.families.completions import completion_logprobs, picked_logprobs
 from bench.families.preference import Pair, Preference, PreferenceBatch, PreferenceJob, collate
 from bench.families.rollout import Rollout
 from bench.families.training import TrainedPrepared, TrainingWorkload, frozen, order, training_gates
@@ -109,6 +109,10 @@ class PreferenceWorkload(TrainingWorkload):
         pairs: list[Pair] = built["heldout"]
         batches = self.heldout(pairs, source.device)
         start = torch.tensor(built["reference"])  # (items, 2)
+        if technique.own_reference:
+            start = _by_pair(
+                [picked_logprobs(technique.reference_logits(prepared, b.texts), b.texts).sum(-1) for b in batches]
+            )
         before = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
         bits = frozen(prepared)
         losses = self.train(technique, prepared, built, seed, watch)

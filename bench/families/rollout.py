@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.families import cache as kv
-from bench.families.completions import PAD, Completions, completion_logits, laid_out
+from bench.families.completions import PAD, Completions, laid_out
 
 HELD_LOGITS = 2**25
 """Logits of one network that are held at once where divergences are summed: 128 MiB in float32."""
@@ -63,7 +63,7 @@ def sample(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        new = torch.multinomial(permitted(logits, rollout.banned).exp(), 1, generator=generator)
+        new = drawn_ids(permitted(logits, rollout.banned), generator)
         drawn.append(new)
         if rollout.stop is not None:
             ended |= new[:, 0] == rollout.stop
@@ -74,6 +74,18 @@ def sample(
 def permitted(logits: Tensor, banned: Tensor) -> Tensor:
     """Log-probabilities `(..., vocabulary)`, float32, of a draw that leaves out the banned ids."""
     return logits.float().index_fill(-1, banned, -torch.inf).log_softmax(-1)
+
+
+def drawn_ids(logprobs: Tensor, generator: torch.Generator) -> Tensor:
+    """One id per row `(rows, 1)`, drawn from log-probabilities `(rows, vocabulary)`.
+
+    By one random number a row, looked up in the cumulated probabilities; `torch.multinomial` draws one for every id
+    of the vocabulary, a fifth of the time of a decoding step.
+    """
+    below = logprobs.double().exp().cumsum(-1)
+    height = torch.rand((len(below), 1), generator=generator, device=below.device, dtype=torch.float64) * below[:, -1:]
+    # right: an id without probability is stepped over
+    return torch.searchsorted(below, height, right=True).clamp(max=below.shape[1] - 1)
 
 
 def _until(ids: list[int], stop: int | None) -> list[int]:
@@ -98,10 +110,11 @@ def scored(rollout: Rollout, texts: Sequence[str]) -> list[float]:
 @torch.no_grad()
 def divergence(
     policy: Callable[[Completions], Tensor],
-    reference: Any,
+    reference: Callable[[Completions], Tensor],
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
     banned: Tensor,
+    vocabulary: int,
 ) -> list[float]:
     """Of each completion, KL(policy || reference) of the next token, summed over its tokens [nat].
 
@@ -111,17 +124,17 @@ def divergence(
 
     Args:
         policy: logits `(rows, completion, vocabulary)` of some texts.
-        reference: a model.
+        reference: the same.
         banned: ids that were not to be drawn, `(banned,)`.
+        vocabulary: logits per token; so many texts are read at once that they stay within bounds.
     """
     longest = max(map(len, prompts)), max(map(len, completions))
-    vocabulary: int = reference.config.get_text_config(decoder=True).vocab_size
     together = max(1, HELD_LOGITS // (longest[1] * vocabulary))
     found: list[float] = []
     for row in range(0, len(prompts), together):
         texts = laid_out(prompts[row : row + together], completions[row : row + together], str(banned.device))
         ours = permitted(policy(texts), banned)
-        theirs = permitted(completion_logits(reference, texts), banned)
+        theirs = permitted(reference(texts), banned)
         # banned ids: 0 * (-inf - -inf)
         each = (ours.exp() * (ours - theirs)).index_fill(-1, banned, 0.0).sum(-1)  # (rows, completion)
         found += each.masked_fill(~texts.completion, 0.0).sum(-1).tolist()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 
 from bench import text_file
-from bench.errors import Unsupported, UsageError
+from bench.errors import UsageError
 from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
 from bench.families.rollout import Rollout, repetition, sample, scored
@@ -20,7 +20,7 @@ from bench.registry import register
 from bench.technique import Axis, Prepared, Technique
 from bench.workload import Built, Quality, Work
 from benchmarks.preference.core import frontier, rewards
-from benchmarks.preference.core.looks import Look, look, mean, written
+from benchmarks.preference.core.looks import Look, drawn, look, mean, written
 from benchmarks.preference.core.sampled_pairs import sampled_pairs
 
 OPENINGS = Path(__file__).with_suffix(".txt")
@@ -132,7 +132,7 @@ class ControlledSentiment(PreferenceWorkload):
         openings, fresh = ([_ids(source, text) for text in texts] for texts in self._openings())
         built: Built = {
             "reward": "letters" if source.is_random else self.reward,
-            "drawn": _drawn(source),
+            "drawn": drawn(source),
             "fresh": fresh,
         }
         rollout = self.rollout(built, source.device)
@@ -184,12 +184,15 @@ class ControlledSentiment(PreferenceWorkload):
         due = {round(self.steps * part / self.checkpoints) for part in range(1, self.checkpoints + 1)} | {self.steps}
 
         def watch(step: int) -> None:
-            if step in due:
+            if step in due or not looks:
                 rollout = self.rollout(built, source.device)
                 looks.append(
                     look(technique, prepared, start, built["fresh"], self.samples, rollout, source, seed, step)
                 )
 
+        if technique.own_reference:
+            looks.clear()
+            watch(0)  # its start writes other texts than the untrained model
         if technique.trains:
             quality = self.trained(technique, prepared, built, seed, source, watch)
         else:
@@ -245,14 +248,3 @@ class ControlledSentiment(PreferenceWorkload):
 def _ids(source: Source, text: str) -> list[int]:
     ids: list[int] = source.tokenizer(text)["input_ids"]
     return ids
-
-
-def _drawn(source: Source) -> dict[str, Any]:
-    """The id that ends a completion, and those that are never drawn: other special ones and ids without a text."""
-    tokenizer = source.tokenizer
-    vocabulary = source.config.get_text_config(decoder=True).vocab_size
-    stop = tokenizer.eos_token_id
-    banned = {*tokenizer.all_special_ids, *range(len(tokenizer), vocabulary)} - {stop}
-    if len(banned) >= vocabulary - 1:
-        raise Unsupported("the model's vocabulary holds no text")
-    return {"stop": stop, "banned": sorted(banned)}

@@ -12,15 +12,21 @@ from pydantic import Field
 
 from bench import conversation
 from bench.errors import Unsupported, UsageError
-from bench.families.preference import Pair
+from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
-from bench.models import Source, Sources
+from bench.families.rollout import Rollout, repetition, sample
+from bench.families.training import TrainedPrepared
+from bench.models import Source, Sources, kind_of
 from bench.registry import register
 from bench.technique import Prepared, Technique
 from bench.workload import Built, Quality
+from benchmarks.preference.core import judge as judges
+from benchmarks.preference.core.looks import drawn, mean, written
 from benchmarks.preference.core.pair_file import PairFile, TextPair, read_pairs
 
 OWN = Path(__file__).with_suffix(".jsonl")
+SHOWN = 2
+"""Held-out prompts whose answers are shown."""
 
 
 @register
@@ -33,7 +39,12 @@ class PreferencePairs(PreferenceWorkload):
     """
 
     source: ClassVar[str] = "40 pairs written for this project (Apache-2.0), or a file of your own"
-    smallest: ClassVar[Mapping[str, int]] = {**PreferenceWorkload.smallest, "max_prompt": 64, "max_completion": 64}
+    smallest: ClassVar[Mapping[str, int]] = {
+        **PreferenceWorkload.smallest,
+        "max_prompt": 64,
+        "max_completion": 64,
+        "answer": 8,
+    }
 
     items: int = Field(default=8, ge=1)
     """Held-out pairs that are scored."""
@@ -47,11 +58,18 @@ class PreferencePairs(PreferenceWorkload):
     """Whether conversations are written in the model's chat template."""
     skip: bool = False
     """Leave out lines whose answers are empty or the same, and say how many, instead of refusing the file."""
+    judge: str = ""
+    """A reward model (one label, as transformers' sequence classification) or a language model, by hub id or folder:
+    it compares what the policy and the baseline answer to the held-out prompts; empty: nothing is answered."""
+    answer: int = Field(default=64, ge=1, le=8192)
+    """Length of such an answer at most [tokens]."""
     path: str = ""
     """A file of pairs as lines of JSON (.jsonl, .jsonl.gz); empty: those that come with the program."""
 
     def check(self) -> None:
         self._file()
+        if self.judge:
+            kind_of(self.judge)
 
     def _file(self) -> PairFile:
         return read_pairs(Path(self.path) if self.path else OWN, self.skip)
@@ -84,13 +102,18 @@ class PreferencePairs(PreferenceWorkload):
             )
         heldout, train = heldout[: self.items], train[: self.pairs]
         model = source.model()
-        return {
+        built: Built = {
             "train": train,
             "heldout": heldout,
             "train_reference": self.reference_logprobs(model, train, source.device),
             "reference": self.reference_logprobs(model, heldout, source.device),
             "notes": cuts.notes(self),
         }
+        if self.judge:
+            built["drawn"] = drawn(source)
+            generator = torch.Generator(source.device).manual_seed(seed)
+            built["before"] = sample(model, prompts_of(heldout), self._sampling(built, source.device), generator)
+        return built
 
     def _pairs(self, source: Source, texts: Sequence[TextPair], cuts: Cuts) -> Iterator[Pair]:
         """Texts as ids, cut to the limits; none where two answers are the same as far as they are kept."""
@@ -118,9 +141,45 @@ class PreferencePairs(PreferenceWorkload):
         source: Source,
         reference: Quality | None,
     ) -> Quality:
+        assert isinstance(technique, Preference)
+        assert isinstance(prepared, TrainedPrepared)
         quality = self.trained(technique, prepared, built, seed, source)
         quality.notes |= built["notes"]
+        if self.judge:
+            generator = torch.Generator(source.device).manual_seed(seed)
+            sampling = self._sampling(built, source.device)
+            quality.outputs = technique.generate(prepared, prompts_of(built["heldout"]), sampling, generator)
+            self._compare(quality, reference.outputs if reference else quality.outputs, built, source)
         return quality
+
+    def _sampling(self, built: Built, device: str) -> Rollout:
+        banned = torch.tensor(built["drawn"]["banned"], device=device, dtype=torch.long)
+        return Rollout(self.answer, built["drawn"]["stop"], banned, unknown)
+
+    def _compare(self, quality: Quality, others: list[list[int]], built: Built, source: Source) -> None:
+        """Win rate over the baseline's answers, and some answers to read."""
+        own, before = quality.outputs, built["before"]
+        prompts = [written(source, prompt) for prompt in prompts_of(built["heldout"])]
+        texts, other, start = ([written(source, ids) for ids in answers] for answers in (own, others, before))
+        quality.metrics["win_rate"] = judges.wins(judges.named(self.judge, source.device), prompts, texts, other)
+        quality.metrics["repetition"] = [repetition(ids) for ids in own]
+        quality.counts["output_tokens"] = mean([float(len(ids)) for ids in own])
+        quality.counts["output_tokens_before"] = mean([float(len(ids)) for ids in before])
+        for prompt, first, text in list(zip(prompts, start, texts, strict=True))[:SHOWN]:
+            quality.texts.append({"prompt": f"{prompt} ... (before training:{first})", "output": text})
+
+
+def prompts_of(pairs: Sequence[Pair]) -> list[list[int]]:
+    return [pair["prompt"] for pair in pairs]
+
+
+def unknown(text: str) -> float:
+    """What an answer is worth, where nothing but a comparison says so.
+
+    Raises:
+        Unsupported: always.
+    """
+    raise Unsupported("these pairs come with no reward of a text")
 
 
 @dataclass

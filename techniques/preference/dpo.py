@@ -78,7 +78,7 @@ class Dpo(PolicyTechnique):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        self.refuse_adapters_off(self.reference)
+        self.refuse_unfit(self.reference)
         if self.label_smoothing and self.objective not in NOISY:
             raise ValueError(f"label_smoothing is for {' and '.join(NOISY)}; {self.objective} does not read it")
         return self
@@ -95,6 +95,10 @@ class Dpo(PolicyTechnique):
         if self.nll_weight:
             loss = loss - self.nll_weight * policy[: batch.pairs] / batch.texts.tokens[: batch.pairs]
         return loss.mean()
+
+    @property
+    def train_work(self) -> float:
+        return super().train_work + (0 if self.reference == "precomputed" else 2 / 6)
 
     def forward_texts(self, batch: PreferenceBatch) -> int:
         return 2 * batch.pairs * (1 if self.reference == "precomputed" else 2)

@@ -37,7 +37,7 @@ class Kto(PolicyTechnique):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        self.refuse_adapters_off(self.reference)
+        self.refuse_unfit(self.reference)
         return self
 
     def prepare(self, sources: Sources) -> TrainedPrepared:
@@ -55,6 +55,10 @@ class Kto(PolicyTechnique):
         log_ratio = completion_logprobs(prepared.model, batch.texts) - reference
         wanted = torch.arange(len(log_ratio), device=log_ratio.device) < batch.pairs
         return losses.kto(log_ratio, wanted, anchor, self.beta).mean()
+
+    @property
+    def train_work(self) -> float:
+        return super().train_work + 3 * 2 / 6
 
     def forward_texts(self, batch: PreferenceBatch) -> int:
         # pairs and mismatched texts, each under policy and reference

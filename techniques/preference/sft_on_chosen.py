@@ -26,6 +26,10 @@ class SftOnChosen(PolicyTechnique):
     def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         return -completion_logprobs(prepared.model, batch.chosen).sum() / batch.chosen_tokens
 
+    @property
+    def train_work(self) -> float:
+        return super().train_work / 2
+
     def forward_texts(self, batch: PreferenceBatch) -> int:
         return batch.pairs
 

@@ -132,3 +132,10 @@ def test_another_environment_is_not_resumed(run: Callable[..., api.Run], monkeyp
     commit(monkeypatch, dirty=True)
     with pytest.raises(UsageError, match=r"another environment \(code.dirty\)"):
         run(resume=True)
+
+
+def test_a_judge_is_asked_by_the_workloads_that_can() -> None:
+    checked, _, _ = api.prepare("preference_pairs", judge="tiny:llama")
+    assert [one.workload.model_dump()["judge"] for one in checked.comparisons] == ["tiny:llama"]
+    with pytest.raises(UsageError, match=r"workload\.judge: nothing in this config has it"):
+        api.prepare("sentiment_small", judge="tiny:llama")

@@ -112,3 +112,21 @@ def test_a_hub_models_work_is_unknown_not_zero() -> None:
     raw = {**RAW, "model": "some/model"}
     stages = list(plan.stages(experiment.check(raw, "x"), "cuda", "bfloat16"))
     assert all(stage.work is None for stage in stages)
+
+
+@pytest.mark.parametrize(("name", "minutes"), [("sentiment", 60), ("sentiment_small", 15)])
+def test_controlled_sentiment_keeps_its_limits(name: str, minutes: int) -> None:
+    checked = experiment.check(suites.find([name])[0], name)
+    assert plan.total(checked, "cpu", "bfloat16") <= minutes * 60
+
+
+def test_a_plan_counts_what_training_costs_each_arm() -> None:
+    def quality(arm: dict[str, object]) -> float:
+        raw = {"name": "x", "comparisons": [{"workload": "continuation_pairs", "arms": ["sft_on_chosen", arm]}]}
+        *_, stage, _ = plan.stages(experiment.check(raw, "x"), "cpu", "bfloat16")
+        assert stage.work is not None
+        return stage.work
+
+    known, live = (quality({"technique": "dpo", "reference": way}) for way in ("precomputed", "adapters_off"))
+    assert live > known  # a forward pass more in every step
+    assert quality({"technique": "dpo", "reference": "copy", "policy": "full"}) > live  # gradients of all weights

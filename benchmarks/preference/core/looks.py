@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from bench.errors import Unsupported
+from bench.families.completions import completion_logits
 from bench.families.preference import Preference
 from bench.families.rollout import Rollout, divergence, scored
 from bench.families.training import TrainedPrepared
@@ -59,6 +63,10 @@ def look(
         seed: of the training.
         step: steps done.
     """
+    theirs = functools.partial(technique.reference_logits, prepared)
+    if start is not None and not technique.own_reference:
+        theirs = functools.partial(completion_logits, start)
+    vocabulary: int = source.config.get_text_config(decoder=True).vocab_size
     found = Look(step, [0.0] * len(prompts), [0.0] * len(prompts))
     for number in range(samples):
         generator = torch.Generator(source.device).manual_seed(seed * 1_000_003 + number)
@@ -68,9 +76,8 @@ def look(
         found.completions += completions
         apart = [technique.kl_bound] * len(prompts)
         if start is not None:
-            apart = divergence(
-                lambda given: technique.logits(prepared, given), start, prompts, completions, rollout.banned
-            )
+            ours = functools.partial(technique.logits, prepared)
+            apart = divergence(ours, theirs, prompts, completions, rollout.banned, vocabulary)
         for row, (worth, kl) in enumerate(zip(scored(rollout, texts), apart, strict=True)):
             found.rewards[row] += worth / samples
             found.divergences[row] += kl / samples
@@ -85,3 +92,14 @@ def written(source: Source, ids: Sequence[int]) -> str:
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def drawn(source: Source) -> dict[str, Any]:
+    """The id that ends a completion, and those that are never drawn: other special ones and ids without a text."""
+    tokenizer = source.tokenizer
+    vocabulary = source.config.get_text_config(decoder=True).vocab_size
+    stop = tokenizer.eos_token_id
+    banned = {*tokenizer.all_special_ids, *range(len(tokenizer), vocabulary)} - {stop}
+    if len(banned) >= vocabulary - 1:
+        raise Unsupported("the model's vocabulary holds no text")
+    return {"stop": stop, "banned": sorted(banned)}

@@ -8,11 +8,16 @@ from typing import Literal
 
 import torch
 from pydantic import Field
+from torch import Tensor, nn
 
+from bench.families.completions import Completions, completion_logits
 from bench.families.preference import Preference, PreferenceBatch
 from bench.families.training import TrainedPrepared
-from bench.models import Sources
+from bench.models import Source, Sources
+from techniques.finetuning.core.blockwise import Format
+from techniques.finetuning.core.building import quantised_model
 from techniques.finetuning.core.lora import Targets, adapters_off, attach
+from techniques.finetuning.core.quantised_linear import Linear4bit
 
 Held = Literal["adapters_off", "copy"]
 """Ways to hold a reference that can score any text."""
@@ -23,9 +28,9 @@ class PolicyTechnique(Preference):
 
     learning_rate: float = Field(default=2e-4, gt=0)
     """An adapter's, the same for all techniques of the family; all weights together want about a tenth of it."""
-    policy: Literal["adapters", "full"] = "adapters"
-    """`adapters`: low-rank ones beside frozen weights; `full`: all weights, held in float32, which compute in the
-    run's dtype."""
+    policy: Literal["adapters", "4bit", "full"] = "adapters"
+    """`adapters`: low-rank ones beside frozen weights; `4bit`: beside weights in NF4, doubly quantised, as QLoRA has
+    them; `full`: all weights, held in float32, which compute in the run's dtype."""
     rank: int = Field(default=16, ge=1)
     """Width of the adapters."""
     alpha: float = Field(default=32.0, gt=0)
@@ -38,15 +43,36 @@ class PolicyTechnique(Preference):
 
     def start(self, sources: Sources, reference: str = "") -> TrainedPrepared:
         """The policy before its first step, and a frozen copy of it where `reference` is "copy"."""
-        helpers = (sources.target.model().requires_grad_(False),) if reference == "copy" else ()
         target = sources.target
-        if self.policy == "adapters":
+        helpers = (self._frozen(target),) if reference == "copy" else ()
+        if self.policy != "full":
             generator = torch.Generator().manual_seed(sources.seed)
-            model = attach(target.model(), self.rank, self.alpha, 0.0, self.targets, generator)
+            model = attach(self._frozen(target), self.rank, self.alpha, 0.0, self.targets, generator)
             return self.trained(model, helpers)
         if target.torch_dtype == torch.float32:
             return self.trained(target.model(), helpers)
         return self.trained(target.model(dtype=torch.float32), helpers, compute_dtype=target.torch_dtype)
+
+    def _frozen(self, target: Source) -> nn.Module:
+        """What the policy starts from, without gradients: of 4-bit layers for a policy of 4 bits."""
+        if self.policy != "4bit":
+            return target.model().requires_grad_(False)
+        form = Format("nf4", 64, True)
+        return quantised_model(target, lambda weight, bias: Linear4bit(weight, bias, None, form, "bitsandbytes"))
+
+    @property
+    def own_reference(self) -> bool:
+        return self.policy == "4bit"
+
+    @torch.no_grad()
+    def reference_logits(self, prepared: TrainedPrepared, texts: Completions) -> Tensor:
+        with reference_model(prepared) as model:
+            return completion_logits(model, texts)
+
+    @property
+    def train_work(self) -> float:
+        """By operations: 2 a weight and token forward, 4 backward, and 2 of these where weights are frozen."""
+        return 1.0 if self.policy == "full" else 4 / 6
 
     def counts(self, batch: PreferenceBatch) -> Mapping[str, int]:
         """Texts that go forward through a network, and tokens that are generated, in a step."""
@@ -56,14 +82,16 @@ class PolicyTechnique(Preference):
         """Texts that go forward in a step: by default both of every pair, once."""
         return 2 * batch.pairs
 
-    def refuse_adapters_off(self, reference: str) -> None:
-        """Nothing, where the policy has adapters to take off.
+    def refuse_unfit(self, reference: str) -> None:
+        """Nothing, where the reference can be that of the policy.
 
         Raises:
-            ValueError: it has none.
+            ValueError: there are no adapters to take off, or what was computed before is of another network.
         """
         if reference == "adapters_off" and self.policy == "full":
             raise ValueError("reference=adapters_off needs policy=adapters; a full policy needs a copy of its start")
+        if reference == "precomputed" and self.policy == "4bit":
+            raise ValueError("reference=precomputed is of the 16-bit model; a policy=4bit needs adapters_off or copy")
 
 
 @contextlib.contextmanager

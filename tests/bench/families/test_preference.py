@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import Diverged
 from bench.families import completions
-from bench.families.completions import completion_logprobs
+from bench.families.completions import SHORT, completion_logprobs, laid_out
 from bench.families.preference import (
     Pair,
     Preference,
@@ -276,3 +276,21 @@ def test_length_statistics_show_a_bias():
     # nothing varies: it is not known, not 0
     assert "margin_length_correlation" not in length_statistics(torch.tensor([[4, 4], [3, 3]]), [1.0, 2.0])
     assert "margin_length_correlation" not in length_statistics(lengths, [1.0] * 4)
+
+
+def test_short_texts_attend_by_products_and_the_same_for_policy_and_reference():
+    model: Any = Source("tiny:llama").model()
+    flash: list[bool] = []
+    handle = model.register_forward_pre_hook(lambda *_: flash.append(torch.backends.cuda.flash_sdp_enabled()))
+    short = laid_out([ids(1, SHORT - 8)], [ids(2, 8)], "cpu")
+    long = laid_out([ids(1, SHORT - 7)], [ids(2, 8)], "cpu")
+    whole = completion_logprobs(model, short)
+    with torch.no_grad():
+        assert torch.equal(completion_logprobs(model, short), whole)
+        completion_logprobs(model, long)
+    assert flash == [False, False, True]
+    assert torch.backends.cuda.flash_sdp_enabled()
+    handle.remove()
+    logits = model(short.ids).logits[0, SHORT - 9 : -1].log_softmax(-1)
+    expected = logits.gather(-1, short.ids[0, -8:, None]).sum()
+    torch.testing.assert_close(whole[0], expected, atol=1e-4, rtol=1e-5)

@@ -12,7 +12,7 @@ import torch
 from bench.errors import BenchError, Unsupported
 from bench.families import rollout as rollouts
 from bench.families.completions import completion_logits
-from bench.families.rollout import Rollout, divergence, permitted, repetition, sample, scored
+from bench.families.rollout import Rollout, divergence, drawn_ids, permitted, repetition, sample, scored
 from bench.models import Source
 
 MODELS = ["tiny:llama", "tiny:gpt2", "tiny:qwen3"]
@@ -47,9 +47,11 @@ def test_rows_of_any_length_are_drawn_as_if_alone_and_without_a_cache(name: str)
     generator, texts = torch.Generator().manual_seed(5), [list(prompt) for prompt in PROMPTS]
     for _ in range(9):
         logits = torch.stack([model(torch.tensor([text])).logits[0, -1].detach() for text in texts])
-        drawn = torch.multinomial(permitted(logits, given.banned).exp(), 1, generator=generator)
-        for text, token in zip(texts, drawn[:, 0].tolist(), strict=True):
-            text.append(token)
+        laws = permitted(logits, given.banned).double().exp().tolist()
+        heights = torch.rand(len(texts), generator=generator, dtype=torch.float64).tolist()
+        for text, law, height in zip(texts, laws, heights, strict=True):
+            below = list(itertools.accumulate(law))
+            text.append(next(token for token, sum_ in enumerate(below) if sum_ > height * below[-1]))
     for row, prompt in enumerate(PROMPTS):
         whole = texts[row][len(prompt) :]
         expected = whole[: whole.index(STOP) + 1] if STOP in whole else whole
@@ -84,6 +86,16 @@ def test_drawing_follows_the_models_law():
     assert float(expected.max()) - float(expected[allowed].min()) > 0.05
 
 
+def test_ids_are_drawn_by_their_probability_and_banned_ones_never():
+    law = [0.0, 0.5, 0.0, 0.2, 0.3, 0.0]
+    logprobs = torch.tensor(law).log().expand(40_000, -1)
+    drawn = drawn_ids(logprobs, torch.Generator().manual_seed(0))
+    assert drawn.shape == (40_000, 1)
+    found = drawn.flatten().bincount(minlength=6) / 40_000
+    assert found.tolist() == pytest.approx(law, abs=0.012)  # five standard errors
+    assert [float(found[place]) for place in (0, 2, 5)] == [0.0] * 3
+
+
 def test_what_does_not_fit_the_context_is_said():
     with pytest.raises(Unsupported, match="context"):
         sample(sharpened("tiny:llama"), PROMPTS, rules(3000), torch.Generator())
@@ -109,7 +121,12 @@ def test_mean_of_the_summed_divergence_is_that_of_the_completions(name: str):
     assert sum(map(math.exp, ours)) == pytest.approx(1.0, abs=1e-5)
     exact = sum(math.exp(p) * (p - q) for p, q in zip(ours, theirs, strict=True))
     each = divergence(
-        lambda texts: completion_logits(policy, texts), reference, [PROMPTS[0]] * len(every), every, given.banned
+        lambda texts: completion_logits(policy, texts),
+        lambda texts: completion_logits(reference, texts),
+        [PROMPTS[0]] * len(every),
+        every,
+        given.banned,
+        264,
     )
     assert sum(math.exp(p) * kl for p, kl in zip(ours, each, strict=True)) == pytest.approx(exact, rel=1e-4)
     assert exact > 1e-3
@@ -124,17 +141,19 @@ def test_divergence_depends_neither_on_the_batch_nor_on_padding(monkeypatch: pyt
     def of(rows: list[int]) -> list[float]:
         return divergence(
             lambda texts: completion_logits(policy, texts),
-            reference,
+            lambda texts: completion_logits(reference, texts),
             [PROMPTS[row] for row in rows],
             [completions[row] for row in rows],
             given.banned,
+            264,
         )
 
     together = of([0, 1, 2, 3])
     assert [of([row])[0] for row in range(4)] == pytest.approx(together, abs=1e-4)
     monkeypatch.setattr(rollouts, "HELD_LOGITS", 264 * 6 * 3)
     assert of([0, 1, 2, 3]) == pytest.approx(together, abs=1e-4)
-    same = divergence(lambda texts: completion_logits(reference, texts), reference, PROMPTS, completions, given.banned)
+    unmoved = lambda texts: completion_logits(reference, texts)  # noqa: E731
+    same = divergence(unmoved, unmoved, PROMPTS, completions, given.banned, 264)
     assert same == pytest.approx([0.0] * 4, abs=1e-5)
 
 

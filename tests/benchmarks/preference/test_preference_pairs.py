@@ -12,6 +12,7 @@ import pytest
 from bench.byte_tokenizer import BOS, EOS, byte_tokenizer
 from bench.errors import Unsupported, UsageError
 from bench.models import Source, Sources
+from benchmarks.preference.core import judge as judges
 from benchmarks.preference.core.pair_file import TextPair
 from benchmarks.preference.preference_pairs import Cuts, PreferencePairs, ids_of
 from techniques.preference.dpo import Dpo
@@ -177,3 +178,45 @@ def test_our_own_pairs_can_be_learnt(name: str):
     lengths = [(len(pair["chosen"]), len(pair["rejected"])) for pair in built["heldout"]]
     assert quality.counts["chosen_tokens"] == sum(chosen for chosen, _ in lengths) / 8
     assert quality.counts["chosen_longer"] == sum(0.5 + 0.5 * ((a > b) - (a < b)) for a, b in lengths) / 8
+
+
+def test_a_judge_compares_what_is_answered_with_the_baselines_answers(monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[str, str, str]] = []
+
+    def longer(prompt: str, first: str, second: str) -> float:
+        asked.append((prompt, first, second))
+        return float(len(first) - len(second))
+
+    monkeypatch.setattr(judges, "named", lambda name, device: longer)
+    workload = PreferencePairs(judge="tiny:llama", answer=5, items=4, steps=2, batch_size=2, max_prompt=64)
+    built = workload.build(SOURCES, 0)
+    baseline = SftOnChosen(learning_rate=1e-9)
+    first = workload.quality(baseline, baseline.prepare(SOURCES), built, 0, SOURCES.target, None)
+    assert first.metrics["win_rate"] == [0.5] * 4  # against itself
+    assert first.outputs == built["before"]  # untrained, with the same random numbers
+    assert [len(ids) <= 5 for ids in first.outputs] == [True] * 4
+    asked.clear()
+    technique = Dpo(learning_rate=3e-2)
+    found = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCES.target, first)
+    decode = byte_tokenizer().decode
+    theirs = [decode(ids, skip_special_tokens=True) for ids in first.outputs]
+    own = [decode(ids, skip_special_tokens=True) for ids in found.outputs]
+    assert own != theirs
+    assert [(answer, other) for _, answer, other in asked] == list(zip(own, theirs, strict=True))
+    assert asked[0][0] == decode(built["heldout"][0]["prompt"], skip_special_tokens=True)
+    assert found.metrics["win_rate"] == [
+        0.5 + 0.5 * ((len(a) > len(b)) - (len(a) < len(b))) for a, b in zip(own, theirs, strict=True)
+    ]
+    assert found.texts[0]["output"] == own[0]
+    assert "before training" in found.texts[0]["prompt"]
+
+
+def test_nothing_is_answered_without_a_judge_and_a_wrong_name_is_seen_before_the_run():
+    workload = PreferencePairs(items=4, steps=1, batch_size=2, max_prompt=64, max_completion=16)
+    built = workload.build(SOURCES, 0)
+    assert "before" not in built
+    technique = SftOnChosen()
+    found = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCES.target, None)
+    assert "win_rate" not in found.metrics
+    with pytest.raises(UsageError, match="unknown model 'nobody'"):
+        PreferencePairs(judge="nobody").check()

@@ -106,7 +106,7 @@ def test_experience_is_of_what_was_written(name: str, reference: Any):
 
 
 def test_values_see_what_stands_before_a_token():
-    technique, prepared = arm()
+    technique, prepared = arm(completions=2)
     with torch.no_grad():
         prepared.model.get_submodule("value_head").weight.normal_(generator=torch.Generator().manual_seed(0))
     found = technique.experience(prepared, BATCH, COUNTS, torch.Generator().manual_seed(0), unmarked)

@@ -1,0 +1,86 @@
+"""Judges: networks that the user names to say which of two answers to a prompt is the better one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from bench.errors import UsageError
+from bench.models import Source
+
+Judge = Callable[[str, str, str], float]
+"""Prompt, one answer, another -> how much better the first one is, above 0 where it is better at all."""
+
+QUESTION = (
+    "Two answers to one prompt.\n\nPrompt: {prompt}\n\nAnswer A: {first}\n\nAnswer B: {second}\n\n"
+    "Which answer is better, A or B? The better answer is"
+)
+LETTERS = (" A", " B")
+
+
+def named(name: str, device: str) -> Judge:
+    """The judge of a name: a reward model where its configuration says so, else a language model that is asked.
+
+    Weights are read from safetensors alone, and no code comes with them.
+
+    Raises:
+        UsageError: no model can have this name, or it is neither of the two.
+        ModelError: it cannot be read.
+    """
+    source = Source(name, role="judge", device=device)
+    kinds = source.config.architectures or []
+    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        return reward_model(source)
+    return language_model(source)
+
+
+def reward_model(source: Source) -> Judge:
+    """The difference of two scores: each answer is read behind the prompt, alone.
+
+    Raises:
+        UsageError: the network gives more than one score, or the tokenizer makes nothing of a text.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    if source.config.num_labels != 1:
+        raise UsageError(
+            f"judge {source.name}: it has {source.config.num_labels} labels; a reward model has one (num_labels=1)"
+        )
+    network: Any = source.other_model(AutoModelForSequenceClassification)
+
+    @torch.no_grad()
+    def score(prompt: str, answer: str) -> float:
+        ids = source.tokenizer(prompt + answer, return_tensors="pt")["input_ids"].to(source.device)
+        return float(network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0])
+
+    return lambda prompt, first, second: score(prompt, first) - score(prompt, second)
+
+
+def language_model(source: Source) -> Judge:
+    """The log-odds of the letter of an answer, asked in both orders: a liking for a place or a letter cancels out.
+
+    Raises:
+        UsageError: the tokenizer does not tell the two letters apart by one token.
+    """
+    letters = [source.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in LETTERS]
+    kept = [ids[-1] for ids in letters if ids]
+    if len(set(kept)) != 2 or letters[0][:-1] != letters[1][:-1]:
+        raise UsageError(f"judge {source.name}: its tokenizer does not tell {LETTERS[0]!r} from {LETTERS[1]!r}")
+    network: Any = source.model()
+
+    @torch.no_grad()
+    def odds(prompt: str, first: str, second: str) -> float:
+        asked = source.tokenizer(QUESTION.format(prompt=prompt, first=first, second=second))["input_ids"]
+        ids = torch.tensor([asked + letters[0][:-1]], device=source.device)
+        logits = network(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
+        return float(logits[kept[0]] - logits[kept[1]])
+
+    return lambda prompt, first, second: (odds(prompt, first, second) - odds(prompt, second, first)) / 2
+
+
+def wins(judge: Judge, prompts: Sequence[str], answers: Sequence[str], others: Sequence[str]) -> list[float]:
+    """Of each prompt 1 where the answer is judged better than the other one, 0 where worse, 1/2 where alike."""
+    margins = [judge(*texts) for texts in zip(prompts, answers, others, strict=True)]
+    return [0.5 + 0.5 * ((margin > 0) - (margin < 0)) for margin in margins]
