@@ -10,7 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import experiment, hub_file, kept, manifest, models, outcome, plan, record, remaining, store, suites
+from bench import (
+    embedded,
+    experiment,
+    hub_file,
+    kept,
+    manifest,
+    models,
+    outcome,
+    plan,
+    record,
+    remaining,
+    store,
+    suites,
+)
 from bench.anonymous import anonymous
 from bench.errors import ModelError, StoreError, UsageError
 from bench.lock import folder_lock, machine_lock
@@ -139,7 +152,10 @@ def run(
     models.ensure(checked.models, lambda line: say({"event": "note", "text": line}))
     for name in checked.models:
         if models.kind_of(name) == "hub" and not models.at_hand(name):
-            raise ModelError(f"model {name!r} is not in the local cache, and the hub does not answer for it")
+            raise ModelError(
+                f"model {name!r} is not in the local cache, and the hub does not answer for it; check the id and the "
+                f"connection, or give the folder of a saved model (--model {embedded.NAME} needs no hub)"
+            )
     out = Path(out) if out else store.results_folder()
     facts = anonymous(manifest.collect(device, dtype, argv))
     owner = f"experiment {checked.settings.name}"

@@ -288,6 +288,8 @@ def _problem(cls: type[BaseModel], detail: Any, path: str) -> Problem:
     if detail["type"] == "missing":
         return Problem(full, "is required")
     message = str(detail["msg"]).removeprefix("Value error, ")
+    if detail["type"] == "tuple_type":
+        message = "a list is expected, as [0, 1, 2]"
     value = detail.get("input")
     shown = "" if isinstance(value, dict) else f"{value!r}: "
     return Problem(full, f"{shown}{message[0].lower()}{message[1:]}")

@@ -15,6 +15,7 @@ hub:<id>, <id>         a model of the Hugging Face hub
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -283,7 +284,7 @@ class Sources:
 
 
 def kind_of(name: str) -> str:
-    """What sort of name this is, without reading anything.
+    """What sort of name this is, without reading any weights.
 
     Raises:
         UsageError: no model can have this name.
@@ -297,14 +298,30 @@ def kind_of(name: str) -> str:
             raise UsageError(f"unknown model {name!r}{did_you_mean(name, [f'{prefix}:{s}' for s in shapes])}")
         return prefix
     if name.startswith(("/", ".", "~")) or Path(name).is_dir():
-        if not (Path(name) / "config.json").is_file():
-            raise UsageError(f"model folder {name!r} has no config.json; give a folder saved by transformers")
+        _check_folder(name)
         return "folder"
     hub_id = name.removeprefix("hub:")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
         return "hub"
     known = [*EMBEDDED, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
     raise UsageError(f"unknown model {name!r}{did_you_mean(name, known)} (or a hub id as owner/name, or a folder)")
+
+
+def _check_folder(name: str) -> None:
+    config = Path(name) / "config.json"
+    if not config.is_file():
+        raise UsageError(f"model folder {name!r} has no config.json; give a folder saved by transformers")
+    try:
+        holds_mapping = isinstance(json.loads(config.read_text()), dict)
+    except (OSError, ValueError):
+        holds_mapping = False
+    if not holds_mapping:
+        raise UsageError(f"model folder {name!r}: config.json cannot be read; save the model again with transformers")
+    if not any(config.parent.glob("*.safetensors")):
+        raise UsageError(
+            f"model folder {name!r} has no weights as *.safetensors, and nothing else is read; "
+            "save the model again with save_pretrained"
+        )
 
 
 def draft_of(target: str) -> str | None:

@@ -58,7 +58,7 @@ class Stage:
 
 
 def parameters_of(name: str) -> int | None:
-    """Number of weights of a model from its shape alone; None where that needs a download."""
+    """Number of weights of a model from its shape alone; None where that needs a download or is not told."""
     kind = models.kind_of(name)
     prefix, _, shape = name.partition(":")
     if kind == "embedded":
@@ -66,7 +66,10 @@ def parameters_of(name: str) -> int | None:
     if kind in {"tiny", "synthetic"}:
         return _count((TINY if prefix == "tiny" else SYNTHETIC)[shape])
     if kind == "folder":
-        return _count(json.loads((Path(name) / "config.json").read_text()))
+        try:
+            return _count(json.loads((Path(name) / "config.json").read_text()))
+        except KeyError:  # as of a model of several parts, which has a configuration for each
+            return None
     return None
 
 

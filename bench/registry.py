@@ -21,6 +21,10 @@ from bench.workload import Workload
 
 GROUP = "bench.plugins"
 NOT_PLUGINS = {"core", "micro"}
+LIST = "bench list"
+"""The command that lists what is registered."""
+LINE = 20
+"""So many names at most stand in an error message."""
 
 P = TypeVar("P", bound=Technique | Workload)
 
@@ -84,7 +88,7 @@ class Catalogue(Mapping[str, Entry[P]]):
 
     def __getitem__(self, name: str) -> Entry[P]:
         if name not in self._entries:
-            raise UsageError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries)}")
+            raise UsageError(f"unknown {self.kind} {name!r}{did_you_mean(name, self._entries, LIST)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
@@ -136,12 +140,14 @@ def families() -> list[str]:
     return sorted({entry.cls.family for entry in techniques.values()})
 
 
-def did_you_mean(name: str, allowed: Iterator[str] | Mapping[str, Any] | list[str]) -> str:
-    """`; did you mean 'x'?` or the list of what is allowed."""
+def did_you_mean(name: str, allowed: Iterator[str] | Mapping[str, Any] | list[str], listed_by: str = "") -> str:
+    """`; did you mean 'x'?`, or the list of what is allowed, or the command that lists what is too much for a line."""
     names = list(allowed)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:
         return f"; did you mean {near[0]!r}?"
+    if listed_by and len(names) > LINE:
+        return f"; `{listed_by}` names all"
     return f"; allowed: {', '.join(sorted(names))}" if names else ""
 
 

@@ -63,10 +63,11 @@ def _one(word: str) -> Raw:
     registry.load_plugins()
     if word in registry.techniques:
         return _technique(word)
-    allowed = [*configs, *registry.techniques]
-    raise UsageError(
-        f"{word!r} is no config, family or technique{registry.did_you_mean(word, allowed)} (or give the path of a file)"
-    )
+    if word in registry.workloads:
+        family = registry.workloads[word].cls.family
+        raise UsageError(f"{word!r} is a workload; run the family {family!r}, or a config of your own that names it")
+    near = registry.did_you_mean(word, [*configs, *registry.techniques], registry.LIST)
+    raise UsageError(f"{word!r} is no config, family or technique{near} (or give the path of a file)")
 
 
 def _technique(name: str) -> Raw:
@@ -126,7 +127,7 @@ def override(raw: Raw, settings: Iterable[str]) -> Raw:
                 if isinstance(block, dict):
                     block.pop(field, None)  # what the command line says holds everywhere
         elif not _apply(raw, owner, field, value):
-            raise UsageError(f"--set {key}: nothing in this config has it{registry.did_you_mean(key, _keys(raw))}")
+            raise UsageError(f"--set {key}: nothing in this config has it{_meant(key.strip(), _keys(raw))}")
     return raw
 
 
@@ -149,6 +150,12 @@ def _apply(raw: Raw, owner: str, field: str, value: Any) -> bool:
                 block["arms"][index] = {**_mapping(arm, "technique"), field: value}
                 applied = True
     return applied
+
+
+def _meant(key: str, keys: list[str]) -> str:
+    """The keys that end in this one, which lacks its owner; else the nearest."""
+    owned = [repr(one) for one in keys if one.endswith(f".{key}")]
+    return f"; did you mean {' or '.join(owned)}?" if owned else registry.did_you_mean(key, keys)
 
 
 def _keys(raw: Raw) -> list[str]:

@@ -45,7 +45,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config {path}: cannot be read ({error})") from error
+        why = f"{error.strerror}; `bench list` names those that are there" if isinstance(error, OSError) else str(error)
+        raise UsageError(f"config {path}: cannot be read: {why}") from error
     data = parse(text, str(path))
     if data is None:
         raise ConfigError(str(path), [Problem("", "the file is empty; see configs/ for examples")])

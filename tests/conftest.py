@@ -29,12 +29,17 @@ def lock(tmp_path: Path) -> Path:
 
 
 DEAR = (
+    "test_contract.py",
     "test_smoke.py",
-    "test_runner.py",
-    "test_disturbed.py",
-    "test_calibration.py",
-    "test_determinism.py",
     "test_instrument.py",
+    "decoding/test_family.py",
+    "test_bad_luck.py",
+    "test_scaffold.py",
+    "test_runner.py",
+    "test_plugin.py",
+    "test_disturbed.py",
+    "test_determinism.py",
+    "test_calibration.py",
 )
 """Files that take longest, in this order: several processes, which divide the files, begin with them."""
 
@@ -42,7 +47,10 @@ DEAR = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
-    items.sort(key=lambda item: DEAR.index(item.path.name) if item.path.name in DEAR else len(DEAR))
+    def place(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(DEAR) if str(item.path).endswith(f"/{name}")), len(DEAR))
+
+    items.sort(key=place)
     if not torch.cuda.is_available():
         for item in items:
             if "gpu" in item.keywords:

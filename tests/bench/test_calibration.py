@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -123,9 +124,10 @@ def test_calibrated_kept_and_found_again(planted: Any, tmp_path: Path, monkeypat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     device = {"kind": "cpu", "name": "x", "dtype": "float32"}
     facts = {"device": device, "versions": {}, "code": {}, "cpu": {"threads": 1}}
-    report = calibration.calibrate(
-        facts, lock=tmp_path / "lock", model="tiny:llama", dtype="float32", quick=True, max_time="1h"
-    )
+    with forked.workers():
+        report = calibration.calibrate(
+            facts, lock=tmp_path / "lock", model="tiny:llama", dtype="float32", quick=True, max_time="1h"
+        )
     assert report["failed"] == []
     assert "quick" in report["stamps"]
     assert {one["arm"]: [look["verdict"] for look in one["looks"]] for one in report["seen"]}["10 % slower"] == [

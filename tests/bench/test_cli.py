@@ -52,7 +52,12 @@ def test_a_mistake_is_one_line_without_traceback(tmp_path: Path) -> None:
         (["run", "smoke", "--max-time", "soon"], "is no duration"),
         (["run", "smoke", "--max-time", "1s"], "raise it with --max-time"),
         (["run", "smoke", "--data", "/not/there.txt"], "/not/there.txt"),
-        (["run", "smoke", "--model", "nobody/nothing-of-the-kind"], "the hub does not answer for it"),
+        (["run", "smoke", "--model", "nobody/nothing-of-the-kind"], "or give the folder of a saved model"),
+        (["run", "zzz"], "is no config, family or technique; `bench list` names all"),
+        (["run", "grounded_chat"], "is a workload; run the family 'decoding'"),
+        (["run", "/not/there.yaml"], "No such file or directory; `bench list` names those that are there"),
+        (["run", "prompt_lookup", "--set", "ngram=3"], "did you mean 'prompt_lookup.ngram'?"),
+        (["run", "smoke", "--set", "seeds=a"], "seeds: 'a': a list is expected, as [0, 1, 2]"),
         (["show", "lorra"], "did you mean 'lora'"),
         (["report", "/not/there"], "holds no run"),
         (["report"], "name the folder of a run"),
@@ -69,6 +74,35 @@ def test_wrong_usage(arguments: list[str], message: str) -> None:
     code, text = call(*arguments)
     assert code == 2, text
     assert message in text
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "has no config.json; give a folder saved by transformers"),
+        ({"config.json": "{"}, "config.json cannot be read"),
+        ({"config.json": "[]", "model.safetensors": ""}, "config.json cannot be read"),
+        ({"config.json": "{}", "pytorch_model.bin": ""}, "has no weights as *.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("option", ["--model", "--draft"])
+def test_a_folder_that_is_no_model_is_told_before_anything_starts(
+    files: dict[str, str], message: str, option: str, tmp_path: Path
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    code, text = call("run", "prompt_lookup", "--dry-run", option, str(tmp_path))
+    assert code == 2
+    assert message in text
+    assert text.count("\n") == 0
+
+
+def test_a_model_of_several_parts_has_a_plan_without_times(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"text_config": {"hidden_size": 8}}')
+    (tmp_path / "model.safetensors").touch()
+    code, text = call("run", "prompt_lookup", "--dry-run", "--model", str(tmp_path))
+    assert code == 0, text
+    assert "unknown" in text
 
 
 def test_a_malformed_data_file_is_named_before_anything_starts(tmp_path: Path) -> None:

@@ -107,10 +107,13 @@ def test_a_hub_model_that_is_not_at_hand_is_one_line() -> None:
     assert "allowed:" in str(error.value)
 
 
-def test_pickles_are_not_read(tmp_path: Path) -> None:
+def test_pickles_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Source("tiny:llama").model()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UsageError, match=r"no weights as \*\.safetensors"):
+        Source(str(tmp_path)).model()
+    monkeypatch.setattr("bench.models._check_folder", lambda name: None)  # nor where nobody has looked before
     with pytest.raises(ModelError):
         Source(str(tmp_path)).model()
     with pytest.raises(ModelError, match="pickles"):

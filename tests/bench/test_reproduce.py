@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from fabricated import DEVICE, ENVIRONMENT, pair, record, run
 from rich.console import Console
@@ -192,7 +193,8 @@ def test_a_tiny_run_is_made_again_from_its_folder_alone(tmp_path: Path, lock: Pa
         "comparisons": [{"workload": workload, "arms": ["autoregressive"]}],
     }
     first = run(tmp_path / "first", [], config=config)
-    second = api.run(rerun.settings(first, [own]), tmp_path / "second", lock=lock).store
+    with forked.workers():
+        second = api.run(rerun.settings(first, [own]), tmp_path / "second", lock=lock).store
     (made,) = second.records()
     assert (made["status"], made["environment"]["device"]["dtype"]) == ("ok", "float32")
     assert made["workload"]["parameters"]["path"].startswith("path:"), "where it lies here is not kept either"

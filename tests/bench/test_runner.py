@@ -6,6 +6,7 @@ import importlib
 import statistics
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 
@@ -40,7 +41,8 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> api.Run:
     folder = tmp_path_factory.mktemp("known")
     plugins = tuple(f"known_answers.{name}" for name in NAMES)
     children = len(psutil.Process().children())
-    done = api.run(config(NAMES, replicates=1), out=folder, plugins=plugins, lock=folder / "lock", max_time="1h")
+    with forked.workers():
+        done = api.run(config(NAMES, replicates=1), out=folder, plugins=plugins, lock=folder / "lock", max_time="1h")
     assert len(psutil.Process().children()) == children, "a worker outlived its run"
     return done
 
@@ -128,9 +130,9 @@ def test_resume_runs_only_what_is_missing(known: api.Run, lock: Path) -> None:
         path.write_text(path.read_text().replace(f'"status": "{record(known, name)["status"]}"', '"status": "ok"'))
     plugins = tuple(f"known_answers.{name}" for name in NAMES)
     out = next(folder for folder in known.folder.parents if (folder / "lock").exists())
-    done = api.run(
-        config(NAMES, replicates=1), out=out, plugins=plugins, lock=lock, max_time="1h", resume=True, say=events.append
-    )
+    settings = {"plugins": plugins, "lock": lock, "max_time": "1h", "resume": True, "say": events.append}
+    with forked.workers():
+        done = api.run(config(NAMES, replicates=1), out=out, **settings)
     assert done.folder.name == known.folder.name, "it is the same run, wherever a disturbance has moved it"
     after = {path.name: path.stat().st_mtime_ns for path in (done.folder / "cells").iterdir()}
     changed = {name for name in after if after[name] != before[name]}

@@ -17,6 +17,18 @@ ROOT = Path(__file__).parents[2]
 FAMILIES = ["decoding", "finetuning", "kv_cache", "preference"]
 WRITTEN = ["techniques/{0}/my_{0}.py", "tests/techniques/{0}/test_my_{0}.py", "configs/my_{0}.yaml"]
 
+ONE_AFTER_THE_OTHER = """
+import sys
+from bench import cli
+for call in {calls}:
+    sys.argv = ["bench", *call]
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+
 
 def python(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
@@ -42,9 +54,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, copy / name, ignore=left)
     shutil.copy(ROOT / "pyproject.toml", copy)
     before = files(copy)
+    calls = [["new", "technique", f"my_{family}", "--family", family] for family in FAMILIES]
+    done = python(copy, "-c", ONE_AFTER_THE_OTHER.format(calls=calls))
+    assert done.returncode == 0, done.stderr
     for family in FAMILIES:
-        done = new(copy, f"my_{family}", "--family", family)
-        assert done.returncode == 0, done.stderr
         assert f"bench run my_{family} --quick" in done.stdout
     assert files(copy) - before == {path.format(family) for family in FAMILIES for path in WRITTEN}
     return copy
