@@ -10,7 +10,7 @@ arena, no bins for small blocks, which are merged with their neighbours at once.
 
 from __future__ import annotations
 
-import bisect
+from bench.predict.holes import Holes
 
 PAGE = 4096
 ALIGNMENT = 64
@@ -22,7 +22,6 @@ PAD = 128 * 1024
 """M_TOP_PAD: how much more the heap grows by than is asked for [B]."""
 CONSOLIDATED = 64 * 1024
 """FASTBIN_CONSOLIDATION_THRESHOLD: a hole of this size makes the heap look whether its end can go back [B]."""
-
 
 TRIMMED = 2 * MAPPED
 """M_TRIM_THRESHOLD: a free end of the heap goes back from this size on [B]."""
@@ -40,33 +39,30 @@ class Heap:
         """Key -> begin and size of a block of the heap."""
         self._top = self._touched = self._end = 0
         """Behind the last block; how far pages are resident; how far the heap reaches."""
-        self._sizes: list[tuple[int, int]] = []
-        """Holes as (size, begin), in order."""
-        self._holes: dict[int, tuple[int, int]] = {}
-        """Begin of a hole -> its size, and how much of it is resident."""
-        self._begins: dict[int, int] = {}
-        """End of a hole -> its begin."""
-        self._in_holes = 0
+        self._holes = Holes()
 
     @property
     def idle(self) -> int:
         """Resident and not in use [B]."""
-        return self._in_holes + self._touched - self._top
+        return self._holes.resident + self._touched - self._top
 
     @property
     def held(self) -> int:
         """Resident [B]."""
         return self.live + self.idle
 
+    @property
+    def reserved(self) -> int:
+        return self.held
+
     def take(self, key: int, size: int) -> None:
         """Ask for a block of `size` bytes, named by `key` until it is given back."""
         size = -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT
-        place = bisect.bisect_left(self._sizes, (size, 0))
-        if place < len(self._sizes):
-            begin = self._sizes[place][1]
-            whole, resident = self._fill(begin)
+        begin = self._holes.smallest(size)
+        if begin is not None:
+            whole, resident = self._holes.fill(begin)
             if whole > size:
-                self._open(begin + size, whole - size, resident * (whole - size) // whole)
+                self._holes.open(begin + size, whole - size, resident * (whole - size) // whole)
         elif self._end - self._top < size and size >= MAPPED:
             self._mapped[key] = size = -(-size // PAGE) * PAGE
             self.live += size
@@ -87,40 +83,19 @@ class Heap:
             return
         begin, size = self._used.pop(key)
         self.live -= size
-        resident = size
-        if begin + size in self._holes:
-            more, there = self._fill(begin + size)
-            size, resident = size + more, resident + there
-        if begin in self._begins:
-            end, begin = begin, self._begins[begin]
-            more, there = self._fill(begin)
-            size, resident = size + end - begin, resident + there
+        begin, size, resident = self._holes.merged(begin, size)
         if begin + size == self._top:
             self._top = begin
         else:
-            self._open(begin, size, resident)
+            self._holes.open(begin, size, resident)
         if size >= CONSOLIDATED and self._end - self._top >= TRIMMED:
             self._shrink()
 
     def trim(self) -> None:
         """Give back every page that is free, as malloc_trim(3) does."""
-        self._holes = {begin: (size, 0) for begin, (size, _) in self._holes.items()}
-        self._in_holes = 0
+        self._holes.leave()
         self._shrink()
 
     def _shrink(self) -> None:
         self._touched = self._top
         self._end = self._top + PAD
-
-    def _open(self, begin: int, size: int, resident: int) -> None:
-        self._holes[begin] = (size, resident)
-        self._begins[begin + size] = begin
-        self._in_holes += resident
-        bisect.insort(self._sizes, (size, begin))
-
-    def _fill(self, begin: int) -> tuple[int, int]:
-        size, resident = self._holes.pop(begin)
-        del self._begins[begin + size]
-        self._in_holes -= resident
-        del self._sizes[bisect.bisect_left(self._sizes, (size, begin))]
-        return size, resident

@@ -15,7 +15,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    unset_fake_temporarily,
+)
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from bench.errors import Unsupported
@@ -40,6 +45,10 @@ class Allocator(Protocol):
     @property
     def idle(self) -> int:
         """The free part of it [B]."""
+
+    @property
+    def reserved(self) -> int:
+        """What the device must have for it [B]."""
 
     def take(self, key: int, size: int) -> None: ...
     def give(self, key: int) -> None: ...
@@ -78,12 +87,14 @@ class Work:
 
 @dataclass(frozen=True)
 class Simulated:
-    """One burst after another one as warm-up, as it is measured."""
+    """One burst, of a training behind another one as warm-up, as it is measured."""
 
     parts: dict[str, int]
     """At the peak: bytes by the component that holds them, those of none as `activations` [B]."""
     idle: int
     """What the allocator kept free at the peak [B]."""
+    reserved: int
+    """What the device must have: at least the peak [B]."""
     operator: str
     """What ran when the peak was reached."""
     steps: list[Work]
@@ -158,7 +169,7 @@ class Tracker(StorageWatch):
 def simulate(
     technique: Technique, workload: Workload, built: Built, sources: Sources, seed: int, allocator: Allocator
 ) -> Simulated:
-    """Prepare a technique and run two bursts of its workload, the second of them watched.
+    """Prepare a technique and run a burst of its workload; of a training the second one is watched.
 
     Args:
         built: what `workload.build` made.
@@ -173,7 +184,8 @@ def simulate(
         with FakeTensorMode(allow_non_fake_inputs=True):
             with tracker:
                 prepared = technique.prepare(sources)
-            for index in (-1, 0):
+            # training makes its moments in the first step, and no other burst is like those behind it
+            for index in (-1, 0) if technique.trains else (0,):
                 tracker.forget()
                 steps = _burst(technique, prepared, workload, built, index, seed, tracker)
             named, unnamed = tracker.at_peak()
@@ -181,7 +193,8 @@ def simulate(
             prepared.close()
     except DynamicOutputShapeException as error:
         raise Unsupported(f"cannot be foreseen: how large a tensor is depends on the weights ({error.func})") from None
-    return Simulated(parts, tracker.idle, tracker.operator, steps, tracker.guessed)
+    needed = max(tracker.peak, allocator.reserved)
+    return Simulated(parts, tracker.idle, needed, tracker.operator, steps, tracker.guessed)
 
 
 def _burst(
@@ -237,7 +250,13 @@ def _by_value(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return func in _COUNTS or (kwargs.get("dtype") in _WHOLE and func in _FILLED and _small(args))
 
 
-_COUNTS = {aten.arange.default, aten.arange.start, aten.arange.start_step, aten.randperm.default, aten.randperm.generator}
+_COUNTS = {
+    aten.arange.default,
+    aten.arange.start,
+    aten.arange.start_step,
+    aten.randperm.default,
+    aten.randperm.generator,
+}
 _FILLED = {aten.zeros.default, aten.ones.default, aten.full.default, aten.empty.memory_format}
 _WHOLE = {torch.bool, torch.int32, torch.int64}
 
