@@ -2,12 +2,13 @@
 
 Everything runs under torch's fake tensors, on a pretended CPU. What follows from shapes and numbers alone is computed
 truly: positions, masks and lengths, so that code which asks for them takes its usual way. What follows from a weight
-is unknown: a technique that reads such a number reads 0, one that asks a question hears yes, and both are counted.
+is unknown: a technique that reads such a number reads 0, one that asks a question hears yes, and both are counted. A choice is of all.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -127,8 +128,9 @@ class Tracker(StorageWatch):
 
     def forget(self) -> None:
         """Begin again, with what lives now as the peak."""
+        gc.collect()
         self.allocator.trim()
-        self.peak = self.guessed = 0
+        self.peak = 0
         self.ask()
 
     def __torch_dispatch__(
@@ -142,9 +144,17 @@ class Tracker(StorageWatch):
             return _nothing(args[0].dtype)
         if _by_value(func, args, kwargs):
             with unset_fake_temporarily():
-                return func(*args, **kwargs)
+                result = func(*args, **kwargs)
+            for tensor in _flat((result,)):
+                self._meet(tensor.untyped_storage())
+            return result
         before = self._births
-        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if func in _CHOOSING:
+            self.guessed += 1
+            result = _all_of(func, args)
+            self._meet(result.untyped_storage())
+        else:
+            result = super().__torch_dispatch__(func, types, args, kwargs)
         if self._births > before:
             self.ask(func.__name__)
         if self.work is not None and not func.is_view:
@@ -156,6 +166,7 @@ class Tracker(StorageWatch):
 
     def _meet(self, storage: Any) -> Any:
         before = self._births
+        self.kind = storage.device.type  # tensors without contents lie on `meta`, those with them on the CPU: both count
         life = super()._meet(storage)
         if life is not None and self._births > before:
             self.allocator.take(life.born, life.bytes)
@@ -247,9 +258,19 @@ def _by_value(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         return False
     if tensors:
         return sum(tensor.nbytes for tensor in tensors) <= TRUE_BYTES
-    return func in _COUNTS or (kwargs.get("dtype") in _WHOLE and func in _FILLED and _small(args))
+    whole = kwargs.get("dtype") in _WHOLE or (func is aten.full.default and isinstance(args[1], int))
+    return func in _COUNTS or (whole and func in _FILLED and _small(args))
 
 
+def _all_of(func: Any, args: tuple[Any, ...]) -> Tensor:
+    """What comes out if every element is chosen."""
+    if func is aten.nonzero.default:
+        return torch.empty(args[0].numel(), args[0].dim(), dtype=torch.int64)
+    count = torch.broadcast_shapes(args[0].shape, args[1].shape).numel()
+    return torch.empty(count, dtype=args[0].dtype)
+
+
+_CHOOSING = {aten.nonzero.default, aten.masked_select.default}
 _COUNTS = {
     aten.arange.default,
     aten.arange.start,

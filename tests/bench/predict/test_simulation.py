@@ -107,7 +107,7 @@ def really(technique: Technique, workload: Workload, model: str, dtype: str = "f
         ("qlora", TRAINING, {"rank": 4, "backend": "reference"}),
         ("mezo", TRAINING, {}),
         ("full_cache", CONTEXT, {}),
-        ("snapkv", CONTEXT, {}),
+        ("snapkv", CONTEXT, {"ratio": 0.5}),
         ("dpo", PAIRS, {"rank": 4}),
     ],
 )
@@ -130,9 +130,7 @@ def test_the_dtype_counts() -> None:
 
 
 def test_more_rows_need_more_activations_and_no_more_weights() -> None:
-    small, large = (
-        foreseen(*pair("full", {**TRAINING, "batch_size": rows}), "tiny:llama") for rows in (2, 4)
-    )
+    small, large = (foreseen(*pair("full", {**TRAINING, "batch_size": rows}), "tiny:llama") for rows in (2, 4))
     assert large.parts["activations"] > 1.5 * small.parts["activations"]
     assert large.parts["weights"] == small.parts["weights"]
 
@@ -169,10 +167,9 @@ def test_the_free_parts_of_the_heap_are_part_of_the_peak() -> None:
 
 
 def test_numbers_that_only_weights_give_are_counted() -> None:
-    technique, workload = pair("streaming_llm", CONTEXT)
-    assert foreseen(technique, workload, "tiny:llama").guessed == 0
-    technique, workload = pair("autoregressive", {"name": "grounded_chat", "new_tokens": 4, "timed_prompts": 4})
-    assert foreseen(technique, workload, "tiny:llama").guessed > 0
+    assert foreseen(*pair("full_cache", CONTEXT), "tiny:llama").guessed == 0
+    # it tries on the model whether keys can be turned
+    assert foreseen(*pair("streaming_llm", CONTEXT), "tiny:llama").guessed > 0
 
 
 def test_a_library_that_reads_the_weights_itself_is_refused() -> None:
