@@ -20,7 +20,9 @@ UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "Mi
 
 
 def predict(
-    wanted: Annotated[list[str] | None, typer.Argument(help="Techniques, families or configs.")] = None,
+    wanted: Annotated[
+        list[str] | None, typer.Argument(help="Techniques, families or configs; with --check families.")
+    ] = None,
     model: Model = None,
     draft: Draft = None,
     settings: Sets = None,
@@ -42,9 +44,9 @@ def predict(
     Exit 3: something could not be foreseen.
     """
     if check:
-        if wanted or model or draft or settings or budget or largest:
+        if model or draft or settings or budget or largest:
             raise UsageError("--check predicts what a run holds: of the other options only --out and --json go with it")
-        _check(check, out, as_json)
+        _check(check, wanted or [], out, as_json)
         return
     if not wanted:
         raise UsageError("predict: name a technique, as qlora, or --check RUN")
@@ -127,13 +129,18 @@ def _tell(setting: Setting, limit: int | None, fields: list[str], out: Path | No
         predictions.draw_fit(fit, room, printer())
 
 
-def _check(runs: list[Path], out: Path | None, as_json: bool) -> None:
+def _check(runs: list[Path], families: list[str], out: Path | None, as_json: bool) -> None:
     from bench import store
     from bench.predict import check
     from bench.report import predictions
 
-    folder = out or store.results_folder()
-    cells = check.calibrated(list(check.check([store.Run.open(run) for run in runs])))
+    folder, cells = out or store.results_folder(), []
+    for one in check.check([store.Run.open(run) for run in runs], families):
+        cells.append(one)
+        check.keep(folder, cells)
+    if not cells:
+        raise UsageError(f"--check: these runs hold no cell of {', '.join(families) or 'any family'}")
+    cells = check.calibrated(cells)
     check.keep(folder, cells)
     store.write_text(folder / check.PAGE, predictions.as_markdown(cells))
     if as_json:

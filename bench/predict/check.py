@@ -57,8 +57,11 @@ class Checked:
         return (self.measured - (self.runtime or 0)) / self.seen - 1
 
 
-def check(runs: Iterable[store.Run]) -> Iterator[Checked]:
+def check(runs: Iterable[store.Run], families: Sequence[str] = ()) -> Iterator[Checked]:
     """Every cell of some runs, as far as the simulation sees; `calibrated` adds the rest.
+
+    Args:
+        families: only cells of these; all if there are none.
 
     Raises:
         StoreError: a run cannot be read.
@@ -67,7 +70,8 @@ def check(runs: Iterable[store.Run]) -> Iterator[Checked]:
     built: dict[Any, Any] = {}
     for run in runs:
         for record in run.records(damaged=[]):
-            yield _examined(run, record, built)
+            if not families or record["family"] in families:
+                yield _examined(run, record, built)
 
 
 def calibrated(cells: Sequence[Checked]) -> list[Checked]:

@@ -158,7 +158,7 @@ def largest(setting: Setting, name: str, budget: int, calibration: Calibration |
 
 
 def _search(of: Callable[[int], Prediction], name: str, start: int, budget: int) -> Fit:
-    """Memory grows about in proportion, so each guess lies where the line through the last two meets the budget."""
+    """Memory grows about in proportion: a line through two sizes says where the budget is met."""
     known: dict[int, Prediction] = {}
     beyond, low, high, size = "", 0, 0, start
     while len(known) < GUESSES:
@@ -180,21 +180,15 @@ def _search(of: Callable[[int], Prediction], name: str, start: int, budget: int)
 
 
 def _guess(known: Mapping[int, Prediction], low: int, high: int, budget: int) -> int:
-    """A size between what fits and what does not, or beyond what fits."""
-    if len(known) < 2:
-        return 2 * low if low else max(high // 2, 1)
-    (a, first), (b, second) = sorted(known.items())[-2:] if not low else _around(known, low)
-    slope = (second.needed - first.needed) / (b - a)
-    guess = int(a + (budget - first.needed) / slope) if slope > 0 else 2 * max(low, 1)
-    if not high:
-        return max(guess, low + 1)
-    return min(max(guess, low + 1), high - 1)
-
-
-def _around(known: Mapping[int, Prediction], low: int) -> list[tuple[int, Prediction]]:
-    """The two sizes known nearest to the largest that fits, itself among them."""
-    other = min((size for size in known if size != low), key=lambda size: abs(size - low))
-    return sorted((size, known[size]) for size in (low, other))
+    """The next size to try: above `low`, which fits, and below `high`, which does not (0: nothing is too large yet)."""
+    if not high and len(known) < 2:
+        return 2 * low
+    if high and (low not in known or high not in known or len(known) % 2):
+        return (low + high) // 2  # every other time at least: memory may grow in another way than a line
+    a, b = sorted(known)[-2:] if not high else (low, high)
+    slope = (known[b].needed - known[a].needed) / (b - a)
+    guess = int(a + (budget - known[a].needed) / slope) if slope > 0 else 2 * b
+    return max(min(guess, high - 1) if high else guess, low + 1)
 
 
 def _walk(setting: Setting, models: list[str], budget: int, calibration: Calibration | None) -> Fit:

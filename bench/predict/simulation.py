@@ -2,7 +2,8 @@
 
 Everything runs under torch's fake tensors, on a pretended CPU. What follows from shapes and numbers alone is computed
 truly: positions, masks and lengths, so that code which asks for them takes its usual way. What follows from a weight
-is unknown: a technique that reads such a number reads 0, one that asks a question hears yes, and both are counted. A choice is of all.
+is unknown: a technique that reads such a number reads 0, one that asks hears yes, one that chooses gets all; these are
+counted.
 """
 
 from __future__ import annotations
@@ -166,7 +167,9 @@ class Tracker(StorageWatch):
 
     def _meet(self, storage: Any) -> Any:
         before = self._births
-        self.kind = storage.device.type  # tensors without contents lie on `meta`, those with them on the CPU: both count
+        self.kind = (
+            storage.device.type
+        )  # tensors without contents lie on `meta`, those with them on the CPU: both count
         life = super()._meet(storage)
         if life is not None and self._births > before:
             self.allocator.take(life.born, life.bytes)
