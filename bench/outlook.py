@@ -14,6 +14,8 @@ from bench.options import Draft, Model, Sets, printer
 
 if TYPE_CHECKING:
     from bench.experiment import Experiment
+    from bench.predict.check import Checked
+    from bench.predict.devices import Device
     from bench.predict.prediction import Setting
 
 UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -95,11 +97,9 @@ def _settings(
     return _arms(checked, devices.find(device, dtype), dtype)
 
 
-def _arms(checked: Experiment, device: object, dtype: str) -> list[Setting]:
-    from bench.predict.devices import Device
+def _arms(checked: Experiment, device: Device, dtype: str) -> list[Setting]:
     from bench.predict.prediction import Setting
 
-    assert isinstance(device, Device)
     found = []
     for one in checked.comparisons:
         draft = checked.settings.draft_for(one.model)
@@ -134,7 +134,8 @@ def _check(runs: list[Path], families: list[str], out: Path | None, as_json: boo
     from bench.predict import check
     from bench.report import predictions
 
-    folder, cells = out or store.results_folder(), []
+    folder = out or store.results_folder()
+    cells: list[Checked] = []
     for one in check.check([store.Run.open(run) for run in runs], families):
         cells.append(one)
         check.keep(folder, cells)

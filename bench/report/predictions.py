@@ -24,7 +24,7 @@ def draw(found: Prediction, console: Console, budget: int | None = None) -> None
     parts = Table(box=None, pad_edge=False, show_header=False)
     for name, size in found.parts.items():
         if size:
-            parts.add_row(f"  {name.replace('_', ' ')}", _bytes(size), justify(found.parts, size))
+            parts.add_row(f"  {name.replace('_', ' ')}", _bytes(size), f"{100 * size / found.peak:.0f} %")
     console.print(parts)
     console.print(f"  peak {_bytes(found.peak)}{_reserved(found)}{_fits(found, budget)}", highlight=False, markup=False)
     for kind, seconds in found.seconds.items():
@@ -33,12 +33,6 @@ def draw(found: Prediction, console: Console, budget: int | None = None) -> None
         console.print(line, highlight=False, markup=False)
     for line in caveats(found):
         console.print(f"  {line}", style="dim", highlight=False, markup=False)
-
-
-def justify(parts: object, size: int) -> str:
-    """Share of the peak."""
-    assert isinstance(parts, dict)
-    return f"{100 * size / sum(parts.values()):.0f} %"
 
 
 def caveats(found: Prediction) -> list[str]:
