@@ -138,7 +138,7 @@ class Tracker(StorageWatch):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.namespace == "prim":
+        if func.namespace == "prim" or _on_meta(args, kwargs):
             return func(*args, **kwargs)
         if func is aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             self.guessed += 1
@@ -252,6 +252,15 @@ def _burst(
 
 def _nothing(dtype: torch.dtype) -> float | int | bool:
     return dtype == torch.bool or (0.0 if dtype.is_floating_point else 0)
+
+
+def _on_meta(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an operation is on shapes alone in a real run too: nothing is held there."""
+    device = kwargs.get("device")
+    if device is not None:
+        return torch.device(device).type == "meta"
+    devices = (one.fake_device if isinstance(one, FakeTensor) else one.device for one in _flat(args))
+    return any(device.type == "meta" for device in devices)
 
 
 def _by_value(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
