@@ -26,7 +26,7 @@ def test_the_rest_is_what_the_other_cells_say() -> None:
     cells = [cell("a", 1100 + 100, 1000), cell("b", 2400 + 100, 2000), cell("c", 3900 + 100, 3000)]
     assert [one.share for one in cells] == pytest.approx([0.1, 0.2, 0.3])
     found = calibrated(cells)
-    assert [one.predicted for one in found] == [1000 * 1.25 + 100, 2000 * 1.2 + 100, 3000 * 1.15 + 100]
+    assert [one.predicted for one in found] == [1350, 2500, 3550]
     assert found[0].error == pytest.approx(1350 / 1200 - 1)
     assert calibration_of(cells, "cpu").unseen == pytest.approx(0.2)
 
@@ -46,13 +46,14 @@ def test_records_of_another_kind_of_device_say_nothing() -> None:
 
 
 def test_a_large_error_is_pointed_out() -> None:
-    cells = calibrated([cell("near", 1200, 1000), cell("too", 1200, 1000), cell("off", 2000, 1000)])
+    near = [cell(name, 1200, 1000) for name in ("near", "by", "too")]
+    cells = calibrated([*near, cell("off", 2000, 1000)])
     (line,) = predictions.summary(cells)
-    assert "3 of 3 cells predicted" in line
+    assert "4 of 4 cells predicted" in line
     assert "(off); beyond 10 %: off" in line
     page = predictions.as_markdown(cells)
     assert page.count("| near |") == 1
-    assert "+0.0 %" not in line
+    assert "largest error -40.0 %" in line
 
 
 def test_figures_are_kept_for_later_predictions(tmp_path: Path) -> None:
