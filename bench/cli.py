@@ -15,7 +15,8 @@ import typer
 
 from bench.checkup import doctor
 from bench.errors import BenchError, StoreError, UsageError
-from bench.options import Device, Form, Model, Sets, Wanted, printer
+from bench.options import Device, Draft, Form, Model, Sets, Wanted, printer
+from bench.outlook import predict
 
 if TYPE_CHECKING:
     from bench.experiment import Experiment
@@ -35,7 +36,7 @@ app = typer.Typer(
 def run(
     wanted: Wanted = None,
     model: Model = None,
-    draft: Annotated[str | None, typer.Option(help="Draft model of speculative techniques.")] = None,
+    draft: Draft = None,
     data: Annotated[
         Path | None, typer.Option(help="Your own data, for every workload that reads a file, or hub:OWNER/NAME/FILE.")
     ] = None,
@@ -137,6 +138,7 @@ def validate(configs: list[str]) -> None:
 
 
 app.command()(doctor)
+app.command()(predict)
 
 
 @app.command()
@@ -214,6 +216,7 @@ def verify(
     techniques: Annotated[list[str] | None, typer.Argument(help="Whose claims; nothing: all.")] = None,
     measure: Annotated[bool, typer.Option("--run", help="Run what is not stored of this machine.")] = False,
     model: Model = None,
+    draft: Draft = None,
     device: Device = None,
     quick: Annotated[bool, typer.Option("--quick", help="With --run: smallest sizes; stamped.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where results lie and go [results/].")] = None,
@@ -225,14 +228,14 @@ def verify(
     from bench.report import claims
     from bench.report.progress import Progress
 
-    if not measure and (model or device or quick):
-        raise UsageError("--model, --device and --quick go with --run")
+    if not measure and (model or draft or device or quick):
+        raise UsageError("--model, --draft, --device and --quick go with --run")
     registry.load_plugins()
     folder = out or store.results_folder()
     entries, runs = papers.with_claims(techniques or []), papers.published(folder)
     if measure:
         with Progress(printer(), as_json) as progress:
-            asked = {"model": model, "device": device, "quick": quick or None}
+            asked = {"model": model, "draft": draft, "device": device, "quick": quick or None}
             runs.insert(0, trial.run(entries, folder, progress, tuple(sys.argv[1:]), **asked))
     claims.tell(papers.ledger(entries, runs), folder, printer(), as_json, keep=not techniques and not measure)
 

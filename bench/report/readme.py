@@ -1,6 +1,7 @@
 """The README's tables, drawn from committed runs: `python -m bench.report.readme` draws them anew.
 
-A table stands between `<!-- table: results/EXPERIMENT/RUN -->` and `<!-- end of table -->`.
+A table stands between `<!-- table: results/EXPERIMENT/RUN -->` and `<!-- end of table -->`, the claims that records
+speak of between `<!-- ledger: results -->` and `<!-- end of ledger -->`.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ import re
 import sys
 from pathlib import Path
 
-from bench import outcome
+from bench import outcome, registry, verify
 from bench.errors import BenchError, UsageError
 from bench.manifest import ROOT
-from bench.report import overview, table
+from bench.report import claims, overview, table
 from bench.report.markdown import cell, grid
 from bench.store import Run, write_text
 from bench.technique import Axis
 
 MARKED = re.compile(r"(<!-- table: (?P<run>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+LEDGER = re.compile(r"(<!-- ledger: (?P<out>\S+) -->\n).*?(<!-- end of ledger -->)", re.DOTALL)
 
 
 def drawn(text: str, root: Path) -> str:
@@ -31,7 +33,34 @@ def drawn(text: str, root: Path) -> str:
     """
     if not MARKED.search(text):
         raise UsageError("no table is marked: write <!-- table: results/EXPERIMENT/RUN --> and <!-- end of table -->")
+    text = LEDGER.sub(lambda found: f"{found[1]}{_ledger(found['out'], root)}\n{found[3]}", text)
     return MARKED.sub(lambda found: f"{found[1]}{_table(found['run'], root)}\n{found[3]}", text)
+
+
+def _ledger(out: str, root: Path) -> str:
+    """The claims that a stored record speaks of, and how many wait for one."""
+    registry.load_plugins()
+    found = verify.ledger(verify.with_claims([]), verify.published(root / out))
+    decided = [one for one in found if one.run is not None and one.value is not None]
+    lines = [
+        (
+            f"{one.technique}: {one.claim.statement} ({one.claim.source})",
+            str(one.claim.expected),
+            claims.figure(one),
+            str(one.outcome),
+            _where(one),
+        )
+        for one in decided
+    ]
+    columns = ("what the paper says", "paper", "here", "verdict", "where")
+    waiting = f"{len(found) - len(decided)} further claims wait for records: [`{out}/claims.md`]({out}/claims.md)."
+    return "\n".join([*grid(columns, lines), "", waiting])
+
+
+def _where(one: verify.Finding) -> str:
+    """Model, dtype and machine, of the finding's subject `ARMS; MODEL, WORKLOAD; MACHINE`."""
+    _, setting, machine = one.subject.split("; ")
+    return f"{setting.partition(',')[0]}, {machine}"
 
 
 def _table(run: str, root: Path) -> str:

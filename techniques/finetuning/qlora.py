@@ -8,7 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor
 
-from bench.claim import Claim, about, below
+from bench.claim import Claim, about, at_most, below
 from bench.families.training import TrainedPrepared
 from bench.models import Sources
 from bench.registry import register
@@ -78,6 +78,26 @@ class Qlora(Lora):
             expression="next_token_accuracy(qlora) - next_token_accuracy(lora)",
             expected=about(0.0, 0.01),
             conditions={"model": "*llama-7b*|*llama-13b*|*llama-30b*|*llama-65b*", "device": "cuda"},
+            needs={"weights": "trained"},
+            workload={"name": "embedded_text", "sequence": 128, "steps": 30, "items": 16},
+        ),
+        Claim(
+            name="65b_in_48_gb",
+            statement="A model of 65B parameters is finetuned on a single GPU of 48 GB.",
+            source="Dettmers et al. 2023, QLoRA, abstract",
+            expression="peak_memory(qlora)",
+            expected=at_most(48e9),
+            conditions={"device": "cuda"},
+            needs={"model": "*llama-65b*"},
+            workload={"name": "embedded_text", "sequence": 512, "batch_size": 1, "steps": 2, "items": 2},
+        ),
+        Claim(
+            name="rank_without_effect",
+            statement="With adapters on all linear layers the rank does not affect performance.",
+            source="Dettmers et al. 2023, QLoRA, section 4",
+            expression="nll(qlora[rank=64,targets=all-linear]) - nll(qlora[rank=8,targets=all-linear])",
+            expected=about(0.0, 0.01),
+            conditions={"model": "*llama-7b*", "device": "cuda"},
             needs={"weights": "trained"},
             workload={"name": "embedded_text", "sequence": 128, "steps": 30, "items": 16},
         ),

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 
 from bench import cli, trial
 from bench.claim import Claim, Expected, about, above, at_least
+from bench.errors import UsageError
 from bench.registry import Entry
 from bench.report import claims as shown
+from bench.store import Run
 from bench.technique import Technique
 from bench.verify import Finding, Outcome, examine, ledger, published
 
@@ -198,3 +200,19 @@ def test_the_command_prints_the_ledger_and_draws_the_page_only_for_all(tmp_path:
     page = (tmp_path / "claims.md").read_text()
     assert all(f"## {name}" in page for name in ("qlora", "speculative", "dpo"))
     assert page.count("NOT TESTABLE HERE.") == len(events)
+
+
+def test_what_says_how_to_run_is_refused_without_a_run_and_handed_on_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match="--draft"):
+        CliRunner().invoke(cli.app, ["verify", "--draft", "d"], catch_exceptions=False)
+    asked: dict[str, object] = {}
+
+    def stored(*arguments: object, **wanted: object) -> Run:
+        asked.update(wanted)
+        return Run(tmp_path)
+
+    monkeypatch.setattr("bench.trial.run", stored)
+    call("speculative", "--run", "--draft", "my-draft", "--quick", "--out", str(tmp_path))
+    assert asked == {"model": None, "draft": "my-draft", "device": None, "quick": True}

@@ -1,0 +1,168 @@
+"""Predictions beside what stored records measured: each cell is predicted anew from its parameters, and compared.
+
+What no simulation sees is taken from the other cells alone, so that no prediction knows its own measurement.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench import registry, store
+from bench.errors import BenchError, StoreError
+from bench.predict.prediction import Calibration
+
+PAGE, FIGURES = "predictions.md", "predictions.json"
+"""What a check leaves in the results folder: to read, and to calibrate later predictions with."""
+FAR = 0.1
+"""An error beyond it is pointed out."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One cell: what was measured, and what is foreseen of it."""
+
+    run: str
+    cell: str
+    family: str
+    model: str
+    device: str
+    kind: str
+    measured: int | None
+    """Median over the rounds of the peak of the memory pass [B]."""
+    runtime: int | None
+    """Of these, resident before anything was prepared [B]; None on CUDA."""
+    seen: int | None
+    """What the simulation sees: tensors, and what is kept free beside them [B]."""
+    reason: str = ""
+    """Why there is no prediction, or nothing to compare it with."""
+    predicted: int | None = None
+    """With what the other cells say of the rest [B]."""
+
+    @property
+    def error(self) -> float | None:
+        """Predicted over measured, less one."""
+        if self.predicted is None or not self.measured:
+            return None
+        return self.predicted / self.measured - 1
+
+    @property
+    def share(self) -> float | None:
+        """Unseen bytes over seen ones."""
+        if self.measured is None or not self.seen:
+            return None
+        return (self.measured - (self.runtime or 0)) / self.seen - 1
+
+
+def check(runs: Iterable[store.Run], families: Sequence[str] = ()) -> Iterator[Checked]:
+    """Every cell of some runs, as far as the simulation sees; `calibrated` adds the rest.
+
+    Args:
+        families: only cells of these; all if there are none.
+
+    Raises:
+        StoreError: a run cannot be read.
+    """
+    registry.load_plugins()
+    built: dict[Any, Any] = {}
+    for run in runs:
+        for record in run.records(damaged=[]):
+            if not families or record["family"] in families:
+                yield _examined(run, record, built)
+
+
+def calibrated(cells: Sequence[Checked]) -> list[Checked]:
+    """The cells with predictions, each calibrated by the others of its kind of device."""
+    found = []
+    for one in cells:
+        others = [other for other in cells if other is not one]
+        calibration = calibration_of(others, one.kind)
+        predicted = None
+        if one.seen is not None and calibration.unseen is not None:
+            predicted = round(one.seen * (1 + calibration.unseen)) + (calibration.runtime or 0)
+        reason = one.reason or ("" if predicted else "no other cell to calibrate with")
+        found.append(replace(one, predicted=predicted, reason=reason))
+    return found
+
+
+def calibration_of(cells: Iterable[Checked], kind: str) -> Calibration:
+    """What the cells of a kind of device say of the bytes that no simulation sees: medians."""
+    usable = [one for one in cells if one.kind == kind and one.share is not None]
+    shares = [one.share for one in usable if one.share is not None]
+    runtimes = [one.runtime for one in usable if one.runtime is not None]
+    return Calibration(
+        runtime=round(statistics.median(runtimes)) if runtimes else None,
+        unseen=statistics.median(shares) if shares else None,
+        records=len(usable),
+    )
+
+
+def kept(out: Path, kind: str) -> Calibration:
+    """The calibration that the last check left in a results folder; an empty one if there is none."""
+    try:
+        stored = store.read_json(out / FIGURES)
+        return calibration_of([Checked(**one) for one in stored["cells"]], kind)
+    except (StoreError, KeyError, TypeError):
+        return Calibration()
+
+
+def keep(out: Path, cells: Sequence[Checked]) -> None:
+    """Leave the figures for later predictions.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    store.write_json(out / FIGURES, {"cells": [dict(vars(one)) for one in cells]})
+
+
+def _examined(run: store.Run, record: Mapping[str, Any], built: dict[Any, Any]) -> Checked:
+    environment = record["environment"]["device"]
+    rounds = [part["memory"] for part in record["rounds"] if part.get("memory")]
+    peaks = [memory["peak"] for memory in rounds if memory["peak"] is not None]
+    runtimes = [memory["runtime"] for memory in rounds if memory["runtime"]]
+    cpu = environment["kind"] == "cpu"
+    found = Checked(
+        run=f"{run.folder.parent.name}/{run.folder.name}",
+        cell=record["cell"],
+        family=record["family"],
+        model=(record["model"] or {}).get("name", "unknown"),
+        device=environment["name"],
+        kind=environment["kind"],
+        measured=round(statistics.median(peaks)) if peaks else None,
+        runtime=round(statistics.median(runtimes)) if cpu and runtimes else None,
+        seen=None,
+    )
+    if not peaks:
+        return replace(found, reason=f"no peak was measured: {record['reason'] or record['status']}")
+    try:
+        return replace(found, seen=_seen(record, built))
+    except (BenchError, ValueError) as error:
+        return replace(found, reason=str(error).splitlines()[0])
+
+
+def _seen(record: Mapping[str, Any], built: dict[Any, Any]) -> int:
+    from bench.predict.devices import Device
+    from bench.predict.prediction import Setting, predict
+    from bench.predict.weightless import sources
+
+    device = record["environment"]["device"]
+    arm, asked = record["technique"], record["workload"]
+    setting = Setting(
+        label=record["arm"],
+        technique=registry.techniques[arm["registered"]].cls(**arm["parameters"]),
+        workload=registry.workloads[asked["name"]].cls(**asked["parameters"]),
+        model=record["model"]["name"],
+        # of a device whose limits are of no use here, the kind alone matters
+        device=Device(device["name"], device["kind"], 0, 1.0, {"float32": 1.0}, "not asked for"),
+        dtype=device["dtype"],
+        others={read["role"]: read["name"] for read in record["prepared"]["reads"] if read["role"] != "target"},
+        seed=record["seed"],
+    )
+    key = (setting.model, setting.dtype, setting.seed, type(setting.workload), setting.workload.model_dump_json())
+    if key not in built:
+        models = sources(setting.model, dict(setting.others), setting.dtype, setting.seed)
+        built[key] = setting.workload.build(models, setting.seed)
+    return predict(setting, built=built[key]).seen

@@ -1,0 +1,58 @@
+"""A source that has a model's shapes and no weights: nothing is read but its configuration and its tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.errors import ModelError, Unsupported
+from bench.models import Source, Sources
+
+
+@dataclass(frozen=True)
+class Weightless(Source):
+    """Every tensor of the model has its shape and dtype, on the source's device; what is in it is undefined."""
+
+    def model(self, dtype: torch.dtype | None = None, attention: str = "sdpa", **options: Any) -> nn.Module:
+        """The whole network, as `Source.model` builds it.
+
+        Raises:
+            Unsupported: a library is to quantise while it reads the weights.
+        """
+        from transformers import AutoModelForCausalLM
+
+        from bench import networks
+
+        if options:
+            raise Unsupported(f"cannot be foreseen: the library reads the weights itself ({', '.join(options)})")
+        dtype = dtype or self.torch_dtype
+        with torch.device(self.device):
+            model = AutoModelForCausalLM.from_config(self.config, attn_implementation=attention, dtype=dtype)
+        return networks.still(model)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's own; where none is at hand, one of bytes: a text then has more tokens, none of another size."""
+        try:
+            return super().tokenizer
+        except ModelError:
+            from bench.byte_tokenizer import byte_tokenizer
+
+            return byte_tokenizer()
+
+    def _tensor(self, name: str) -> Tensor:
+        return torch.empty(self._skeleton[name].shape, dtype=self.torch_dtype, device=self.device)
+
+
+def sources(model: str, others: dict[str, str], dtype: str, seed: int = 0) -> Sources:
+    """The models of a run without their weights, on the CPU: a device that is not there cannot be pretended.
+
+    Args:
+        others: role -> name, as `draft`.
+    """
+    helpers = {role: Weightless(name, role, dtype=dtype) for role, name in others.items()}
+    return Sources(Weightless(model, dtype=dtype), helpers, seed)

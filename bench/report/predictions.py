@@ -1,0 +1,146 @@
+"""Predictions and their errors, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from bench.predict.check import FAR, Checked
+from bench.predict.prediction import Fit, Prediction
+from bench.report.markdown import cell, grid
+
+JUDGED = ("finetuning", "kv_cache")
+"""Families whose peak is a simulated burst's; the others' inputs and lengths depend on what a model writes."""
+COLUMNS = ("cell", "model", "device", "seen", "runtime", "predicted", "measured", "error")
+
+
+def draw(found: Prediction, console: Console, budget: int | None = None) -> None:
+    """One prediction: the peak by parts, the time of a step, and what is not in it."""
+    setting = found.setting
+    console.print(f"\n[bold]{escape(setting.label)}[/] {escape(_subject(found))}", highlight=False)
+    parts = Table(box=None, pad_edge=False, show_header=False)
+    for name, size in found.parts.items():
+        if size:
+            parts.add_row(f"  {name.replace('_', ' ')}", _bytes(size), f"{100 * size / found.peak:.0f} %")
+    console.print(parts)
+    console.print(f"  peak {_bytes(found.peak)}{_reserved(found)}{_fits(found, budget)}", highlight=False, markup=False)
+    for kind, seconds in found.seconds.items():
+        what = {"decode": "a token", "train": "a step", "prefill": "the prefill", "rollout": "a rollout"}[kind]
+        line = f"  {what}: at least {_time(seconds)}, {found.flops[kind] / 1e9:.4g} GFLOP"
+        console.print(line, highlight=False, markup=False)
+    for line in caveats(found):
+        console.print(f"  {line}", style="dim", highlight=False, markup=False)
+
+
+def caveats(found: Prediction) -> list[str]:
+    """What a prediction does not know."""
+    kind = found.setting.device.kind
+    lines = [f"limits: {found.setting.device.source}"]
+    if found.calibration.unseen is None:
+        hidden = "the C library's fragments, kernels' scratch, the interpreter" if kind == "cpu" else "workspaces"
+        extra = "" if kind == "cpu" else ", the driver's context"
+        lines.append(f"not in it, for want of records of {kind}: {hidden}{extra}")
+    else:
+        share = f"{100 * found.calibration.unseen:+.0f} %"
+        lines.append(f"unseen: {share} of what is seen, the median of {found.calibration.records} records")
+    if found.guessed:
+        lines.append(f"{found.guessed} numbers that only weights give were taken as 0, answers as yes")
+    return lines
+
+
+def draw_fit(fit: Fit, budget: int, console: Console) -> None:
+    """What is the largest that fits."""
+    if fit.prediction is None:
+        console.print(f"\nno {fit.field} fits into {_bytes(budget)}: {fit.beyond}", highlight=False, markup=False)
+        return
+    console.print(
+        f"\nlargest {fit.field} in {_bytes(budget)}: {fit.value}, needs {_bytes(fit.prediction.needed)}; {fit.beyond}",
+        highlight=False,
+        markup=False,
+    )
+
+
+def draw_check(cells: Sequence[Checked], console: Console) -> None:
+    """A line per cell, and how far the predictions are off."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in COLUMNS:
+        table.add_column(title, justify="left" if title in COLUMNS[:3] else "right", overflow="fold")
+    for one in cells:
+        table.add_row(*map(escape, _line(one)))
+    console.print(table)
+    for line in summary(cells):
+        console.print(line, highlight=False, markup=False)
+
+
+def as_markdown(cells: Sequence[Checked]) -> str:
+    """The check as a page."""
+    lines = ["# Peak memory, predicted and measured", ""]
+    lines += [
+        "Drawn by `bench predict --check` from the records of the named runs. Predictions are simulated from a model's "
+        "configuration and a technique's parameters, without weights; `seen` is what the simulation finds in tensors "
+        "and in the allocator's free parts. The process' start, and the share of what is not seen (fragments, "
+        "workspaces, libraries), are medians over the other cells: no prediction knows its own measurement.",
+        "",
+        *(cell(line) for line in summary(cells)),
+    ]
+    for run in dict.fromkeys(one.run for one in cells):
+        rows = [tuple(map(cell, _line(one))) for one in cells if one.run == run]
+        lines += ["", f"## {cell(run)}", "", *grid(COLUMNS, rows)]
+    return "\n".join(lines) + "\n"
+
+
+def summary(cells: Iterable[Checked]) -> list[str]:
+    """By group of families: how many were predicted, the largest error, and which are far off."""
+    lines = []
+    all_cells = list(cells)
+    for title, chosen in (
+        (" and ".join(JUDGED), [one for one in all_cells if one.family in JUDGED]),
+        ("other families", [one for one in all_cells if one.family not in JUDGED]),
+    ):
+        errors = {one.cell: one.error for one in chosen if one.error is not None}
+        if not chosen:
+            continue
+        if not errors:
+            lines.append(f"{title}: none of {len(chosen)} cells could be predicted")
+            continue
+        worst = max(errors, key=lambda name: abs(errors[name] or 0.0))
+        far = [name for name, error in errors.items() if abs(error or 0.0) > FAR]
+        beyond = f"beyond {100 * FAR:.0f} %: {', '.join(far)}" if far else f"all within {100 * FAR:.0f} %"
+        lines.append(
+            f"{title}: {len(errors)} of {len(chosen)} cells predicted, "
+            f"largest error {100 * (errors[worst] or 0.0):+.1f} % ({worst}); {beyond}"
+        )
+    return lines
+
+
+def _line(one: Checked) -> tuple[str, ...]:
+    error = f"{100 * one.error:+.1f} %" if one.error is not None else one.reason
+    sizes = (one.seen, one.runtime, one.predicted, one.measured)
+    return (one.cell, one.model, one.device, *("-" if size is None else _bytes(size) for size in sizes), error)
+
+
+def _subject(found: Prediction) -> str:
+    setting = found.setting
+    workload = type(setting.workload).__module__.rpartition(".")[2]
+    return f"on {setting.model}, {workload}, {setting.device.name}, {setting.dtype}"
+
+
+def _reserved(found: Prediction) -> str:
+    return "" if found.needed == found.peak else f", {_bytes(found.needed)} reserved"
+
+
+def _fits(found: Prediction, budget: int | None) -> str:
+    limit = budget or found.setting.device.memory
+    answer = "fits into" if found.needed <= limit else "does not fit into"
+    return f"; {answer} {_bytes(limit)}{'' if budget else ' of the device'}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"

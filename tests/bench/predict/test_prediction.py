@@ -1,0 +1,113 @@
+"""What is searched for is found, and a prediction adds up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from bench import registry
+from bench.errors import Unsupported, UsageError
+from bench.outlook import size
+from bench.predict.devices import LISTED, Device, find
+from bench.predict.prediction import Calibration, Setting, _search, largest, predict
+
+registry.load_plugins()
+DEVICE = Device("a device", "cpu", 10**9, 1e9, {"float32": 1e12}, "made up")
+
+
+def setting(device: Device = DEVICE, **workload: Any) -> Setting:
+    asked = {"batch_size": 1, "sequence": 16, "burst_steps": 1, "items": 2, **workload}
+    return Setting(
+        "lora",
+        registry.techniques["lora"].cls(rank=2),
+        registry.workloads["embedded_text"].cls(**asked),
+        "tiny:llama",
+        device,
+        "float32",
+    )
+
+
+def of(needed: Callable[[int], float], tried: list[int]) -> Any:
+    def at(value: int) -> Any:
+        tried.append(value)
+        return SimpleNamespace(needed=needed(value))
+
+    return at
+
+
+@pytest.mark.parametrize("needed", [lambda n: 100 + 7 * n, lambda n: 50 + n**2 / 9, lambda n: 10 * (n // 4) + n])
+@pytest.mark.parametrize("start", [1, 4, 64, 900])
+@pytest.mark.parametrize("budget", [150, 1000, 5003])
+def test_the_largest_that_fits_is_found_in_a_few_tries(needed: Callable[[int], float], start: int, budget: int) -> None:
+    tried: list[int] = []
+    fit = _search(of(needed, tried), "rows", start, budget)
+    assert isinstance(fit.value, int)
+    assert needed(fit.value) <= budget < needed(fit.value + 1)
+    assert str(fit.value + 1) in fit.beyond
+    assert len(tried) <= 24
+    assert len(set(tried)) == len(tried)
+
+
+def test_nothing_fits_where_the_smallest_does_not() -> None:
+    fit = _search(of(lambda n: 100 + n, []), "rows", 8, 100)
+    assert fit.value is None
+    assert fit.prediction is None
+    assert "rows=1 " in fit.beyond
+
+
+def test_a_search_ends_where_the_workload_ends() -> None:
+    def at(value: int) -> Any:
+        if value > 40:
+            raise Unsupported("the context ends")
+        return SimpleNamespace(needed=value)
+
+    fit = _search(at, "sequence", 16, 10**6)
+    assert fit.value == 40
+    assert fit.beyond == "the context ends"
+
+
+def test_a_field_that_is_no_number_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"name model or .*batch_size"):
+        largest(setting(), "nothing", 10**9)
+
+
+def test_the_parts_are_the_peak_and_the_unseen_is_a_share_of_the_seen() -> None:
+    plain = predict(setting())
+    assert plain.peak == sum(plain.parts.values()) == plain.seen
+    assert plain.parts["runtime"] == plain.parts["unseen"] == 0
+    told = predict(setting(), Calibration(runtime=1000, unseen=0.1, records=3))
+    assert told.peak == plain.peak + 1000 + round(0.1 * plain.seen)
+    assert told.parts["weights"] == plain.parts["weights"]
+
+
+def test_time_is_bound_by_the_slower_limit() -> None:
+    slow_reading = predict(setting(Device("d", "cpu", 1, 1e6, {"float32": 1e18}, "")))
+    slow_computing = predict(setting(Device("d", "cpu", 1, 1e18, {"float32": 1e6}, "")))
+    assert slow_computing.seconds["train"] == pytest.approx(slow_computing.flops["train"] / 1e6, rel=1e-3)
+    assert slow_reading.seconds["train"] != pytest.approx(slow_computing.seconds["train"], rel=0.01)
+
+
+def test_on_a_gpu_what_is_reserved_must_be_there() -> None:
+    found = predict(setting(LISTED["h100"]))
+    assert found.needed > found.peak
+    assert found.needed % (2 * 2**20) == 0
+    assert "runtime" not in found.parts
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("1.5 GB", 1.5e9), ("7", 7)])
+def test_sizes_are_read(text: str, wanted: float) -> None:
+    assert size(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "24XB", "1e3"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match="no size of memory"):
+        size(text)
+
+
+def test_a_device_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UsageError, match="did you mean 'h200'"):
+        find("h20")
