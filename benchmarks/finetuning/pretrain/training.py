@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.families.training import order
 
@@ -55,6 +54,11 @@ def network(shape: Mapping[str, Any], seed: int) -> nn.Module:
     """A network of that shape with random weights, float32."""
     torch.manual_seed(seed)
     values = dict(shape)
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+    )  # a second and a half that a list of workloads does not need
+
     model: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.for_model(values.pop("model_type"), **values))
     return model
 

@@ -56,6 +56,19 @@ def code_book(kind: QuantType, device: str = "cpu") -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
+def _dynamic() -> list[float]:
+    values = [0.0, 1.0]
+    for decade in range(7):
+        edges = torch.linspace(0.1, 1, 2**decade + 1)
+        middles = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - 6)
+        values += [*middles.tolist(), *(-middles).tolist()]
+    return sorted(values)
+
+
+DYNAMIC = _dynamic()
+"""Worked out once and for all: tensors without contents, as a prediction has them, could not say it later."""
+
+
 @functools.cache
 def dynamic(device: str = "cpu") -> Tensor:
     """The signed 8-bit dynamic type, `(256,)`, float32, ascending (Dettmers 2015, section 2.1).
@@ -64,9 +77,4 @@ def dynamic(device: str = "cpu") -> Tensor:
 
     Differs from the paper: QLoRA's text says that the constants are held in FP8; its code holds them in this type.
     """
-    values = [0.0, 1.0]
-    for decade in range(7):
-        edges = torch.linspace(0.1, 1, 2**decade + 1)
-        middles = (edges[:-1] + edges[1:]) / 2 * 10.0 ** (decade - 6)
-        values += [*middles.tolist(), *(-middles).tolist()]
-    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
+    return torch.tensor(DYNAMIC, dtype=torch.float32, device=device)

@@ -145,4 +145,4 @@ def test_it_keeps_free_what_the_c_library_keeps_free() -> None:
         foreseen.append(heap.idle)
     apart = [abs(idle - free) / used for idle, (used, free) in zip(foreseen, real, strict=True)][len(real) // 2 :]
     assert max(free for _, free in real) > 50 * MIB  # there is something to foresee
-    assert sum(apart) / len(apart) < 0.03
+    assert sum(apart) / len(apart) < 0.05

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from bench.byte_tokenizer import byte_tokenizer
-from bench.errors import ModelError, UsageError
+from bench.errors import UsageError
 from bench.models import Source
 from benchmarks.preference.core import judge as judges
 
@@ -53,7 +53,7 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path):
     saved(tmp_path)
     torch.save({}, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(UsageError, match="no weights as"):
         judges.named(str(tmp_path), "cpu")
 
 
