@@ -33,8 +33,8 @@ class Tree(TreeDecoding):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "tree_wide": {"branches": (4, 2, 1)},
         "tree_short_head": {"branches": (2, 1), "head_tokens": 2048},
-        "tree_confident": {"branches": (4, 2, 1, 1), "confidence": 0.15},
-        "tree_confident_short_head": {"branches": (4, 2, 1, 1), "confidence": 0.15, "head_tokens": 2048},
+        "tree_confident": {"branches": (3, 1, 1, 1), "confidence": 0.3},
+        "tree_confident_short_head": {"branches": (3, 1, 1, 1), "confidence": 0.3, "head_tokens": 2048},
     }
 
     branches: tuple[int, ...] = Field(default=(2, 2, 1), min_length=1, max_length=16)
