@@ -25,7 +25,7 @@ def test_smoke_suite(tmp_path: Path) -> None:
                 resident.append(process.memory_info().rss)
         assert process.wait() == 0, "".join(lines)
     assert len(resident) >= 16, "four families, each built, scored twice and timed"
-    assert max(resident) < 300e6, "the parent is in the measurement's way"
+    assert max(resident) < 320e6, "the parent is in the measurement's way"
     (run,) = (tmp_path / "quick" / "smoke").iterdir()
     records = [json.loads(path.read_text()) for path in (run / "cells").iterdir()]
     assert {r["family"] for r in records} == set(registry.families())

@@ -23,6 +23,7 @@ from techniques.decoding.distil.corpus import Corpus
 from techniques.decoding.distil.network import DraftNetwork
 from techniques.decoding.distil.stored import restore, store
 from techniques.decoding.distil.texts import Evaluation, asked
+from techniques.decoding.distil.writing import Shard
 
 LISTED = 8192
 """Frequent tokens that are stored with the draft, for a reduced head."""
@@ -70,7 +71,7 @@ def main(wanted: argparse.Namespace, say: Callable[[str], None]) -> None:
         made = json.loads(report.read_text())
     else:
         made = _trained(wanted, target, texts, say)
-        made["texts"]["written_tokens"] = wanted.texts
+        made["texts"]["written_tokens"] = sum(Shard.load(file).hidden.shape[:2].numel() for file in files)
         made["overlap"] = overlap
     made |= _measured(wanted.out, made["layers"], texts, target)
     report.write_text(json.dumps(made, indent=1) + "\n")
