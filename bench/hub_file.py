@@ -1,4 +1,4 @@
-"""Data sets of a hub: `hub:OWNER/NAME/FILE` stands for one file of one, fetched once into the hub's own cache.
+"""Data sets of a hub: `hub:OWNER/NAME/FILE` stands for one file of one, its newest version, kept in the hub's cache.
 
 FILE may hold `*`, as long as one file fits; without it the data set must have a single file. Nothing of a data set is
 executed: only texts, lines of JSON and parquet are read.

@@ -143,7 +143,7 @@ def _check(runs: list[Path], families: list[str], out: Path | None, as_json: boo
         raise UsageError(f"--check: these runs hold no cell of {', '.join(families) or 'any family'}")
     cells = check.calibrated(cells)
     check.keep(folder, cells)
-    store.write_text(folder / check.PAGE, predictions.as_markdown(cells))
+    store.write_text(folder / check.PAGE, predictions.as_markdown(check.stored(folder)))
     if as_json:
         for one in cells:
             print(json.dumps({"event": "checked", **vars(one), "error": one.error}), flush=True)

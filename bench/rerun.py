@@ -117,10 +117,11 @@ def _fill(places: list[_Place], given: list[str], option: str, kind: str, run: R
         again = f"; give it with {option} PATH" if len(missing) == 1 else again
         raise UsageError(f"{run.folder}: {kind}s that are not in this checkout: {wanted}, given: {len(given)}{again}")
     for path, same in zip(given, missing.values(), strict=True):
-        if not Path(path).exists():
+        hub = hub_file.parse(path) is not None
+        if not hub and not Path(path).exists():
             raise UsageError(f"{option} {path}: no such {kind}")
         for place in same:
-            place.holder[place.key] = str(Path(path).resolve())
+            place.holder[place.key] = path if hub else str(Path(path).resolve())
 
 
 def _here(name: str) -> str | None:

@@ -75,6 +75,7 @@ def read_documents(path: Path) -> list[str]:
     Raises:
         UsageError: the file is missing, empty or malformed, with the lines.
     """
+    path = hub_file.local(path)
     if path.name.endswith(RECORDS):
         return each_line(path, records(path), lambda data: _text(data, _present(data, TEXT_FIELDS)))
     documents: list[str] = []
@@ -99,6 +100,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises:
         UsageError: the file is missing, empty or malformed, with the lines.
     """
+    path = hub_file.local(path)
     if not path.name.endswith(RECORDS):
         return [Prompt((line.strip(),)) for line in _read(path).split("\n") if line.strip()]
     lines = records(path)
@@ -126,7 +128,7 @@ def read_prompts(path: Path) -> list[Prompt]:
 
 def _read(path: Path) -> str:
     try:
-        data = hub_file.local(path).read_bytes()
+        data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise UsageError(f"data file {path}: no complete gzip file ({error})") from error
@@ -144,6 +146,7 @@ def records(path: Path) -> list[Line]:
     Raises:
         UsageError: the file is missing or empty, or it is parquet and pyarrow is not there.
     """
+    path = hub_file.local(path)
     if path.suffix == ".parquet":
         return _rows(path)
     text = _read(path)
@@ -161,7 +164,7 @@ def _rows(path: Path) -> list[Line]:
     except ImportError:
         raise UsageError(f"data file {path}: parquet needs pyarrow; install it, or give lines of JSON") from None
     try:
-        rows = parquet.read_table(hub_file.local(path)).to_pylist()
+        rows = parquet.read_table(path).to_pylist()
     except (OSError, ArrowException) as error:
         raise UsageError(f"data file {path}: no parquet file ({str(error).splitlines()[0]})") from error
     if not rows:

@@ -112,7 +112,7 @@ class KVCache(Technique):
     def padded_cache(self, prepared: KVCachePrepared, context: int, padding: list[int], new_tokens: int) -> Cache:
         """An empty cache for rows of `context` ids, of which the first `padding` are none, that go on for `new_tokens`.
 
-        A cache that lets nothing go leaves the padding to the mask. One that does must let each row go its own way.
+        A cache of the library's layout leaves the padding to the mask; layers of our own must let each row go its way.
 
         Raises:
             Unsupported: the technique does not.

@@ -102,20 +102,26 @@ def calibration_of(cells: Iterable[Checked], kind: str) -> Calibration:
 
 def kept(out: Path, kind: str) -> Calibration:
     """The calibration that the last check left in a results folder; an empty one if there is none."""
-    try:
-        stored = store.read_json(out / FIGURES)
-        return calibration_of([Checked(**one) for one in stored["cells"]], kind)
-    except (StoreError, KeyError, TypeError):
-        return Calibration()
+    return calibration_of(stored(out), kind)
 
 
 def keep(out: Path, cells: Sequence[Checked]) -> None:
-    """Leave the figures for later predictions.
+    """Leave the figures for later predictions, in the place of older ones of the same cells.
 
     Raises:
         StoreError: the folder cannot be written.
     """
-    store.write_json(out / FIGURES, {"cells": [dict(vars(one)) for one in cells]})
+    new = {(one.run, one.cell) for one in cells}
+    older = [one for one in stored(out) if (one.run, one.cell) not in new]
+    store.write_json(out / FIGURES, {"cells": [dict(vars(one)) for one in (*older, *cells)]})
+
+
+def stored(out: Path) -> list[Checked]:
+    """The cells that were checked before; none where there is no such file, or it is another version's."""
+    try:
+        return [Checked(**one) for one in store.read_json(out / FIGURES)["cells"]]
+    except (StoreError, KeyError, TypeError):
+        return []
 
 
 def _examined(run: store.Run, record: Mapping[str, Any], built: dict[Any, Any]) -> Checked:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from bench.errors import UsageError
@@ -64,9 +65,9 @@ def find(name: str, dtype: str = "auto") -> Device:
         import torch
 
         found = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        for key, device in LISTED.items():
-            if found and all(word in found for word in key.upper().split("-")):
-                return device
+        for key in sorted(LISTED, key=len, reverse=True):  # a100-40gb before a100
+            if all(re.search(rf"\b{word}", found.upper()) for word in key.upper().split("-")):
+                return replace(LISTED[key], memory=torch.cuda.get_device_properties(0).total_memory)
         raise UsageError(
             f"device: {found or 'no GPU'} is here and its limits are not listed; name one of {', '.join(LISTED)}"
         )

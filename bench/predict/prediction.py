@@ -192,13 +192,18 @@ def _guess(known: Mapping[int, Prediction], low: int, high: int, budget: int) ->
 
 
 def _walk(setting: Setting, models: list[str], budget: int, calibration: Calibration | None) -> Fit:
-    best: Prediction | None = None
+    best, refused = None, ""
     for model in models:
-        found = predict(replace(setting, model=model), calibration)
+        try:
+            found = predict(replace(setting, model=model), calibration)
+        except Unsupported as error:  # a context that is too short, perhaps: a larger model may have a longer one
+            refused = str(error)
+            continue
         if found.needed > budget:
             return Fit(MODEL, best.setting.model if best else None, best, f"{model} needs {found.needed / 1e9:.3g} GB")
         best = found
-    assert best is not None
+    if best is None:
+        raise Unsupported(f"none of the listed models can be foreseen: {refused}")
     return Fit(MODEL, best.setting.model, best, "no larger one is listed")
 
 

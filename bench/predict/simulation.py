@@ -282,6 +282,7 @@ def _all_of(func: Any, args: tuple[Any, ...]) -> Tensor:
     return torch.empty(count, dtype=args[0].dtype)
 
 
+_UNTOUCHED = {aten.empty.memory_format, aten.empty_strided.default, aten.new_empty.default, aten.empty_like.default}
 _CHOOSING = {aten.nonzero.default, aten.masked_select.default}
 _COUNTS = {
     aten.arange.default,
@@ -311,6 +312,8 @@ def _flat(arguments: tuple[Any, ...]) -> Iterator[Tensor]:
 
 def _cost(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[str, float, float]:
     """Dtype, floating-point operations and bytes read and written of one operation."""
+    if func in _UNTOUCHED:
+        return "", 0.0, 0.0
     read = list(_flat(args))
     written = list(_flat((result,)))
     if func is aten.embedding.default:  # the rows that are looked up, not the table
@@ -325,4 +328,6 @@ def _cost(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any)
         operations = float(sdpa_flop_count(query.shape, key.shape, value.shape))
         if "backward" in func.__name__:  # five products for the forward's two, one of them computed again
             operations *= 2.5
-    return str(dtype).removeprefix("torch."), operations, float(sum(tensor.nbytes for tensor in (*read, *written)))
+    # an expanded tensor is read where it lies
+    touched = sum(min(tensor.nbytes, tensor.untyped_storage().nbytes()) for tensor in (*read, *written))
+    return str(dtype).removeprefix("torch."), operations, float(touched)

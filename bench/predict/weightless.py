@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from bench.errors import ModelError, Unsupported
 from bench.models import Source, Sources
 
+LARGEST_REAL = 2**30
+"""A workload that has the model write its data is given a real network of random weights, no larger than this [B]."""
+
 
 @dataclass(frozen=True)
 class Weightless(Source):
@@ -21,8 +24,9 @@ class Weightless(Source):
         """The whole network, as `Source.model` builds it.
 
         Raises:
-            Unsupported: a library is to quantise while it reads the weights.
+            Unsupported: a library is to quantise while it reads the weights, or a workload asks a large network.
         """
+        from torch._guards import detect_fake_mode
         from transformers import AutoModelForCausalLM
 
         from bench import networks
@@ -30,6 +34,10 @@ class Weightless(Source):
         if options:
             raise Unsupported(f"cannot be foreseen: the library reads the weights itself ({', '.join(options)})")
         dtype = dtype or self.torch_dtype
+        if detect_fake_mode() is None and self.parameters * dtype.itemsize > LARGEST_REAL:
+            raise Unsupported(
+                "cannot be foreseen: this workload has the model write or score its data; name a small one"
+            )
         with torch.device(self.device):
             model = AutoModelForCausalLM.from_config(self.config, attn_implementation=attention, dtype=dtype)
         return networks.still(model)

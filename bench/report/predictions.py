@@ -29,7 +29,8 @@ def draw(found: Prediction, console: Console, budget: int | None = None) -> None
     console.print(f"  peak {_bytes(found.peak)}{_reserved(found)}{_fits(found, budget)}", highlight=False, markup=False)
     for kind, seconds in found.seconds.items():
         what = {"decode": "a token", "train": "a step", "prefill": "the prefill", "rollout": "a rollout"}[kind]
-        line = f"  {what}: at least {_time(seconds)}, {found.flops[kind] / 1e9:.4g} GFLOP"
+        bound = "about" if found.guessed else "at least"
+        line = f"  {what}: {bound} {_time(seconds)}, {found.flops[kind] / 1e9:.4g} GFLOP"
         console.print(line, highlight=False, markup=False)
     for line in caveats(found):
         console.print(f"  {line}", style="dim", highlight=False, markup=False)

@@ -48,7 +48,7 @@ def _ledger(out: str, root: Path) -> str:
             str(one.claim.expected),
             claims.figure(one),
             str(one.outcome),
-            _where(one),
+            _where(one, root),
         )
         for one in decided
     ]
@@ -57,10 +57,12 @@ def _ledger(out: str, root: Path) -> str:
     return "\n".join([*grid(columns, lines), "", waiting])
 
 
-def _where(one: verify.Finding) -> str:
-    """Model, dtype and machine, of the finding's subject `ARMS; MODEL, WORKLOAD; MACHINE`."""
+def _where(one: verify.Finding, root: Path) -> str:
+    """Model, workload and machine, of the finding's subject `ARMS; MODEL, WORKLOAD (ITS PARAMETERS); MACHINE`, and the run."""
+    assert one.run is not None
     _, setting, machine = one.subject.split("; ")
-    return f"{setting.partition(',')[0]}, {machine}"
+    path = one.run.resolve().relative_to(root.resolve()).as_posix()
+    return f"{setting.partition(' (')[0]}, {machine}: [records]({path}/report.md)"
 
 
 def _table(run: str, root: Path) -> str:

@@ -24,7 +24,8 @@ def of(comparisons: Mapping[str, list[Row]]) -> list[Grid]:
     groups: dict[tuple[str, str], dict[float, list[Row]]] = {}
     for rows in comparisons.values():
         for name, value, rest in _sizes(rows[0].record):
-            groups.setdefault((name, rest), {})[value] = rows
+            known = groups.setdefault((name, rest), {}).setdefault(value, [])
+            known += [row for row in rows if row.arm not in {one.arm for one in known}]
     return [_grid(name, sorted(found.items())) for (name, _), found in groups.items() if len(found) > 1]
 
 

@@ -175,8 +175,9 @@ def result_of(source: Source, text: Text) -> Text | None:
     complete = tokenizer.eos_token_id in {None, ids[-1]} and RESULT in tokenizer.decode(ids[text["prompt"] :])
     if not complete:
         return None
-    behind = next(place for place in range(text["prompt"], len(ids)) if "#" not in tokenizer.decode(ids[place:]))
-    return Text(ids=ids, prompt=behind)
+    places = (place for place in range(text["prompt"], len(ids)) if "#" not in tokenizer.decode(ids[place:]))
+    behind = next(places, None)
+    return None if behind is None else Text(ids=ids, prompt=behind)
 
 
 def same(given: float | None, published: float) -> bool:

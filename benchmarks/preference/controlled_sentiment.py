@@ -199,31 +199,32 @@ class ControlledSentiment(PreferenceWorkload):
             bits = frozen(prepared)
             watch(self.steps)
             quality = Quality(gates=training_gates(bits, frozen(prepared), looks[-1].rewards))
-        return self._with_frontier(quality, looks, technique.trains, built, source, reference)
+        return self._with_frontier(quality, looks, technique, built, source, reference)
 
     def _with_frontier(
         self,
         quality: Quality,
         looks: list[Look],
-        trained: bool,
+        technique: Technique,
         built: Built,
         source: Source,
         reference: Quality | None,
     ) -> Quality:
         last = looks[-1]
-        base = reference.metrics["reward"] if reference else last.rewards
         quality.metrics |= {
             "reward_at_kl": frontier.at_budget(
                 [one.divergence for one in looks], [one.rewards for one in looks], self.kl_budget
             ),
             "reward": last.rewards,
-            "win_rate": [
-                0.5 + 0.5 * ((own > other) - (own < other)) for own, other in zip(last.rewards, base, strict=True)
-            ],
             "repetition": last.by_prompt([repetition(ids) for ids in last.completions]),
         }
+        base = last.rewards if technique.baseline else reference.metrics["reward"] if reference else None
+        if base is not None:
+            quality.metrics["win_rate"] = [
+                0.5 + 0.5 * ((own > other) - (own < other)) for own, other in zip(last.rewards, base, strict=True)
+            ]
         quality.curves["reward_over_kl"] = [[one.divergence, one.reward] for one in looks]
-        if trained:
+        if technique.trains:
             quality.metrics["kl"] = last.divergences
             quality.curves["reward"] = [[float(one.step), one.reward] for one in looks]
             quality.curves["kl"] = [[float(one.step), one.divergence] for one in looks]

@@ -24,6 +24,9 @@ class Tree(TreeDecoding):
     taken out of the target's law and out of the draft's. Greedily they are the draft's likeliest tokens. With
     `confidence` the tree grows deep where the draft is sure and stays flat where it is not. That loses nothing of
     the target's law: what is drawn is always tried, and only what follows it is left undrafted.
+
+    Differs from the paper: EAGLE-2 keeps the best nodes of each level and then of the whole tree; here a path is
+    continued from a fixed probability on, since a choice among drawn tokens would change the law.
     """
 
     source: ClassVar[str] = (

@@ -131,6 +131,7 @@ class TrlDpo(PolicyTechnique):
         )
         if self.reference == "precomputed":
             trainer.precompute_ref_logps, trainer.ref_model = True, None
+            trainer.accelerator._models.clear()  # it would keep the reference that is not wanted
         return trainer
 
     def steps(self, prepared: TrainedPrepared, job: PreferenceJob) -> Generator[Step]:

@@ -14,6 +14,7 @@ from bench import api, hub_file, rerun, text_file
 from bench.anonymous import anonymous
 from bench.errors import UsageError
 from bench.models import Source, Sources
+from benchmarks.finetuning.core.instruction_file import read_examples
 from benchmarks.finetuning.instructions import Instructions
 
 FILES = ["README.md", "data/train.jsonl", "data/test.jsonl", "weights.pkl", "script.py"]
@@ -75,6 +76,14 @@ def test_what_the_hub_cannot_give_is_one_line(hub: Path, name: str, problem: str
     with pytest.raises(UsageError, match=problem) as caught:
         text_file.records(Path(name))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["hub:own/set", "hub:own/set/data/tr*"])
+def test_the_files_own_name_says_how_it_is_read(hub: Path, name: str) -> None:
+    (hub / "own/set/data/test.jsonl").unlink()
+    found = read_examples(Path(name))
+    assert found == read_examples(hub / "own/set/data/train.jsonl")
+    assert all(example.prompt for example in found), "a line of JSON was read as plain text"
 
 
 def test_a_workload_trains_on_it(hub: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import conversation
+from bench import conversation, hub_file
 from bench.conversation import Turn
 from bench.text_file import RECORDS, each_line, read_documents, records, text_of
 
@@ -62,6 +62,7 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         UsageError: the file is missing, empty or malformed, with the lines.
     """
+    path = hub_file.local(path)
     if path.name.endswith(RECORDS):
         return each_line(path, records(path), parse)
     return [Example(document) for document in read_documents(path)]

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from bench import embedded, embedded_stdlib, manifest, text
+from bench.errors import UsageError
 from benchmarks.finetuning.pretrain import corpus, training
 from benchmarks.finetuning.pretrain.training import Recipe
 
@@ -43,6 +44,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(wanted: argparse.Namespace, say: Callable[[str], None]) -> None:
+    if wanted.out.exists() and any(wanted.out.iterdir()) and not (wanted.out / embedded_stdlib.REPORT).is_file():
+        raise UsageError(f"--out {wanted.out}: it holds something else; name a new folder")
     recipe = Recipe(tokens=wanted.tokens, rate=wanted.rate, seed=wanted.seed)
     texts = corpus.gather()
     tokenizer = corpus.tokenizer_of(texts.documents)
@@ -88,7 +91,8 @@ def main(wanted: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 def store(model: Any, tokenizer: Any, report: dict[str, Any], folder: Path) -> None:
     """Write the model's folder anew; the hash of the weights goes into the report."""
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        shutil.rmtree(folder)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     report["weights"]["sha256"] = embedded_stdlib.file_hash(folder / embedded_stdlib.WEIGHTS)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.errors import UsageError
 from bench.families.training import order
 
 WARM_UP = 0.03
@@ -92,7 +94,11 @@ def train(
 
     Returns:
         What it took: steps, tokens and seconds, those before the checkpoint too.
+
+    Raises:
+        UsageError: the checkpoint is of another recipe or text.
     """
+    made = {**asdict(recipe), "text": hashlib.sha256(rows.numpy().tobytes()).hexdigest()}
     matrices = [p for p in model.parameters() if p.dim() > 1]
     groups = [
         {"params": matrices, "weight_decay": recipe.weight_decay},
@@ -102,6 +108,8 @@ def train(
     first, seconds = 0, 0.0
     if checkpoint.exists():
         kept = torch.load(checkpoint, weights_only=True)
+        if kept["made"] != made:
+            raise UsageError(f"{checkpoint} is of another training; remove it, or name another folder by --work")
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         first, seconds = kept["step"], kept["seconds"]
@@ -121,7 +129,7 @@ def train(
         if (step + 1) % EVERY == 0 or step + 1 == recipe.steps:
             part = checkpoint.with_suffix(".part")
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save({**state, "step": step + 1, "seconds": seconds}, part)
+            torch.save({**state, "made": made, "step": step + 1, "seconds": seconds}, part)
             os.replace(part, checkpoint)
             found = {"loss": sum(losses) / len(losses), "heldout_nll": heldout_nll(model, heldout)}
             losses = []

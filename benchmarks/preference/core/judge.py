@@ -20,20 +20,23 @@ QUESTION = (
 LETTERS = (" A", " B")
 
 
-def named(name: str, device: str) -> Judge:
+def named(name: str, judged: Source) -> tuple[Judge, str]:
     """The judge of a name: a reward model where its configuration says so, else a language model that is asked.
 
-    Weights are read from safetensors alone, and no code comes with them.
+    Weights are read from safetensors alone, in the judged model's dtype and on its device; no code comes with them.
+
+    Returns:
+        The judge, and its name with the hash of its weights.
 
     Raises:
         UsageError: no model can have this name, or it is neither of the two.
         ModelError: it cannot be read.
     """
-    source = Source(name, role="judge", device=device)
+    source = Source(name, role="judge", dtype=judged.dtype, device=judged.device)
     kinds = source.config.architectures or []
-    if any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        return reward_model(source)
-    return language_model(source)
+    scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    judge = reward_model(source) if scores else language_model(source)
+    return judge, f"{name}, sha256 {source.fingerprint}"
 
 
 def reward_model(source: Source) -> Judge:

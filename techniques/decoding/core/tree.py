@@ -44,7 +44,7 @@ class Drafts:
         return [child for child, parent in enumerate(self.parents) if parent in nodes]
 
     def depth_first(self) -> list[int]:
-        """All nodes, first children first: the likeliest path comes before anything else and needs no moving."""
+        """All nodes, first children first: greedily that is the likeliest path, which then needs no moving."""
         order, waiting = list[int](), self.children([ROOT])
         while waiting:
             node, *waiting = waiting

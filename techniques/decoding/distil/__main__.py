@@ -37,9 +37,9 @@ EVERY = 200
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/train_draft", description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=2_600_000, help="positions trained on, repetitions counted")
+    parser.add_argument("--tokens", type=int, default=3_600_000, help="positions trained on, repetitions counted")
     parser.add_argument(
-        "--texts", type=int, nargs="+", default=[930_000, 700_000], help="tokens that the target writes, per series"
+        "--texts", type=int, nargs="+", default=[930_000, 550_000], help="tokens that the target writes, per series"
     )
     parser.add_argument("--layers", type=int, default=2, help="layers of the draft")
     parser.add_argument("--rate", type=float, default=training.Recipe.rate, help="highest learning rate")
@@ -105,6 +105,7 @@ def _trained(wanted: argparse.Namespace, target: Any, texts: Corpus, say: Callab
     return {
         "target": {"name": embedded.NAME, "sha256": embedded.fingerprint()},
         "layers": wanted.layers,
+        "asked_tokens": wanted.texts,
         "recipe": asdict(recipe),
         "texts": {**texts.texts, "sha256": texts.sha256},
         "cost": {**spent, "device": manifest.device_name("cpu"), "threads": torch.get_num_threads()},

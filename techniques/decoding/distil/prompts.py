@@ -235,6 +235,7 @@ def fact(draw: random.Random) -> Prompt:
 
 
 def foreign(draw: random.Random) -> Prompt:
+    """One or two sentences; the second may be one that is kept apart as a first, which flatters this kind a little."""
     language = draw.choice(list(FOREIGN))
     who, did, when = (draw.choice(words) for words in FOREIGN[language])
     others = (draw.choice(words) for words in FOREIGN[language])

@@ -47,6 +47,8 @@ class RowsLayer(kv.EvictingLayer):
         self.is_initialized = True
 
     def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
+        for layer in self.rows:
+            layer.phase = self.phase
         pairs = zip(self.rows, query.split(1), strict=True)
         return torch.cat([layer.read_token(module, own, scaling) for layer, own in pairs])
 

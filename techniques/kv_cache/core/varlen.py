@@ -13,8 +13,10 @@ WIDEST = 256
 
 
 def usable(query: Tensor) -> bool:
-    """Whether the kernel takes these queries, `(..., head_dim)`: it is FlashAttention's, on CUDA and in 16 bits."""
-    return query.is_cuda and query.dtype in HALF and query.shape[-1] % 8 == 0 and query.shape[-1] <= WIDEST
+    """Whether the kernel takes these queries, `(..., head_dim)`: it is FlashAttention's, in 16 bits from Ampere on."""
+    width = query.shape[-1]
+    fits = query.is_cuda and query.dtype in HALF and width % 8 == 0 and width <= WIDEST
+    return fits and torch.cuda.get_device_capability(query.device) >= (8, 0)
 
 
 def attend(

@@ -27,7 +27,7 @@ class PolicyTechnique(Preference):
     """Base of the techniques that train a policy by gradient: low-rank adapters, or all weights."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
-    """An adapter's, the same for all techniques of the family; all weights together want about a tenth of it."""
+    """An adapter's, the same for all techniques of the family but `ppo`; all weights together want about a tenth of it."""
     policy: Literal["adapters", "4bit", "full"] = "adapters"
     """`adapters`: low-rank ones beside frozen weights; `4bit`: beside weights in NF4, doubly quantised, as QLoRA has
     them; `full`: all weights, held in float32, which compute in the run's dtype."""
@@ -89,7 +89,9 @@ class PolicyTechnique(Preference):
             ValueError: there are no adapters to take off, or what was computed before is of another network.
         """
         if reference == "adapters_off" and self.policy == "full":
-            raise ValueError("reference=adapters_off needs policy=adapters; a full policy needs a copy of its start")
+            raise ValueError(
+                "reference=adapters_off needs policy=adapters or policy=4bit; a full policy needs a copy of its start"
+            )
         if reference == "precomputed" and self.policy == "4bit":
             raise ValueError("reference=precomputed is of the 16-bit model; a policy=4bit needs adapters_off or copy")
 

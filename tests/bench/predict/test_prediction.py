@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,3 +112,24 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 def test_a_device_that_is_not_known_is_refused() -> None:
     with pytest.raises(UsageError, match="did you mean 'h200'"):
         find("h20")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA GH200 480GB", None),
+        ("Tesla T4", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_whole_name(monkeypatch: pytest.MonkeyPatch, name: str, key: str | None) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: name)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(total_memory=12345))
+    if key is None:
+        with pytest.raises(UsageError, match="its limits are not listed"):
+            find("cuda")
+    else:
+        assert find("cuda") == replace(LISTED[key], memory=12345)

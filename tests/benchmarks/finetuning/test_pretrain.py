@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from bench import embedded_stdlib, text
-from bench.errors import ModelError
+from bench.errors import ModelError, UsageError
 from bench.models import Source, Sources
 from benchmarks.finetuning.embedded_text import EmbeddedText
 from benchmarks.finetuning.pretrain import __main__ as script
@@ -108,6 +109,15 @@ def test_a_training_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest
     training.train(second, ROWS, ROWS[:4], RECIPE, tmp_path / "b.pt", later.append)
     assert [record["step"] for record in later] == [12]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters(), strict=True))
+    with pytest.raises(UsageError, match="is of another training; remove it"):
+        training.train(second, ROWS, ROWS[:4], replace(RECIPE, seed=RECIPE.seed + 1), tmp_path / "b.pt", later.append)
+
+
+def test_a_folder_of_something_else_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(UsageError, match="it holds something else"):
+        script.main(script.arguments(["--out", str(tmp_path), "--work", str(tmp_path / "work")]), print)
+    assert (tmp_path / "precious.txt").read_text() == "x"
 
 
 def test_the_loss_is_of_the_next_token() -> None:

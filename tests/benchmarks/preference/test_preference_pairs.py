@@ -187,7 +187,7 @@ def test_a_judge_compares_what_is_answered_with_the_baselines_answers(monkeypatc
         asked.append((prompt, first, second))
         return float(len(first) - len(second))
 
-    monkeypatch.setattr(judges, "named", lambda name, device: longer)
+    monkeypatch.setattr(judges, "named", lambda name, judged: (longer, name))
     workload = PreferencePairs(judge="tiny:llama", answer=5, items=4, steps=2, batch_size=2, max_prompt=64)
     built = workload.build(SOURCES, 0)
     baseline = SftOnChosen(learning_rate=1e-9)

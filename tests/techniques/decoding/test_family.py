@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from sampled import Near, law_of, z_of
 from torch import nn
 
 from bench import embedded, embedded_draft, registry
@@ -43,20 +43,6 @@ class Contrary(Source):
         model = super().model(**options)
         head = nn.Linear(*reversed(model.lm_head.weight.shape), bias=False)
         head.weight.data = -model.lm_head.weight.data
-        model.lm_head = head
-        return model
-
-
-@dataclass(frozen=True)
-class Near(Source):
-    """The same model with noise on its head: its drafts are sometimes right."""
-
-    def model(self, **options: Any) -> Any:
-        model = super().model(**options)
-        weight = model.lm_head.weight.data
-        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-        head = nn.Linear(*reversed(weight.shape), bias=False)
-        head.weight.data = weight + 0.5 * weight.std() * noise
         model.lm_head = head
         return model
 
@@ -205,36 +191,7 @@ PROMPT = torch.tensor([7, 7, 7, 7, 9, 7, 7, 7])
 
 @cache
 def law(target: str, prompt: torch.Tensor = PROMPT) -> dict[tuple[int, ...], float]:
-    """Every text that can come out, and how probable it is: the model asked once per prefix, without a cache."""
-    model = Source(target).model()
-    reference = DecodingJob(prompts=(prompt,), **OPTIONS)
-    texts: dict[tuple[int, ...], float] = {(): 1.0}
-    for _ in range(OPTIONS["max_new_tokens"]):
-        longer = {}
-        with torch.inference_mode():
-            ids = torch.stack([torch.cat([prompt, torch.tensor(text, dtype=torch.long)]) for text in texts])
-            p = reference.distribution(model(ids).logits[:, -1])
-        for row, (text, mass) in enumerate(texts.items()):
-            for token in p[row].nonzero()[:, 0].tolist():
-                longer[(*text, token)] = mass * float(p[row, token])
-        texts = longer
-    return texts
-
-
-def z_of(seen: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float], draws: int) -> float:
-    """How far the counts lie from the law: chi-square, rare texts pooled, as a normal deviate (Wilson-Hilferty)."""
-    cells: list[tuple[float, float]] = []
-    rare = [0.0, 0.0]
-    for text, p in expected.items():
-        if draws * p < 5:
-            rare = [rare[0] + seen[text], rare[1] + draws * p]
-        else:
-            cells.append((seen[text], draws * p))
-    if rare[1] >= 5:
-        cells.append((rare[0], rare[1]))
-    chi2 = sum((count - mean) ** 2 / mean for count, mean in cells)
-    degrees = len(cells) - 1
-    return ((chi2 / degrees) ** (1 / 3) - (1 - 2 / (9 * degrees))) / math.sqrt(2 / (9 * degrees))
+    return law_of(target, prompt, OPTIONS)
 
 
 def drawn(one: Decoding, these: Sources, draws: int, **changes: Any) -> tuple[Counter[tuple[int, ...]], Counter[str]]:

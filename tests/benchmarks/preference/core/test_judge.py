@@ -13,6 +13,8 @@ from bench.errors import UsageError
 from bench.models import Source
 from benchmarks.preference.core import judge as judges
 
+JUDGED = Source("tiny:llama")
+
 
 def saved(folder: Path, labels: int = 1) -> str:
     config = LlamaConfig(
@@ -32,7 +34,7 @@ def saved(folder: Path, labels: int = 1) -> str:
 
 def test_a_reward_model_compares_its_scores(tmp_path: Path):
     name = saved(tmp_path)
-    judge = judges.named(name, "cpu")
+    judge = judges.named(name, JUDGED)[0]
     network = LlamaForSequenceClassification.from_pretrained(name).eval()
 
     def score(text: str) -> float:
@@ -46,7 +48,7 @@ def test_a_reward_model_compares_its_scores(tmp_path: Path):
 
 def test_more_labels_than_one_are_no_reward(tmp_path: Path):
     with pytest.raises(UsageError, match=r"has 2 labels; a reward model has one"):
-        judges.named(saved(tmp_path, labels=2), "cpu")
+        judges.named(saved(tmp_path, labels=2), JUDGED)
 
 
 def test_weights_that_could_run_code_are_not_read(tmp_path: Path):
@@ -54,11 +56,12 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="no weights as"):
-        judges.named(str(tmp_path), "cpu")
+        judges.named(str(tmp_path), JUDGED)
 
 
 def test_a_language_model_is_asked_in_both_orders():
-    judge = judges.named("tiny:llama", "cpu")
+    judge, name = judges.named("tiny:llama", JUDGED)
+    assert name == f"tiny:llama, sha256 {JUDGED.fingerprint}"
     source = Source("tiny:llama")
     letters = [byte_tokenizer()(letter, add_special_tokens=False)["input_ids"] for letter in (" A", " B")]
 
@@ -83,4 +86,4 @@ def test_wins_are_counted_and_ties_are_half():
 
 def test_a_name_that_nothing_can_have_is_refused():
     with pytest.raises(UsageError, match="unknown model"):
-        judges.named("somebody", "cpu")
+        judges.named("somebody", JUDGED)

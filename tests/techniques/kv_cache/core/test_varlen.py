@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,9 +93,20 @@ def test_a_ragged_layer_gives_it_what_it_holds(monkeypatch: pytest.MonkeyPatch) 
     assert (at_once - by_head).abs().max() < 1e-5
 
 
-def test_what_the_kernel_takes() -> None:
-    query = torch.zeros(1, 4, 1, 64, dtype=torch.bfloat16)
-    assert not varlen.usable(query), "not on a CPU"
+def test_what_the_kernel_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not varlen.usable(torch.zeros(1, 4, 1, 64, dtype=torch.bfloat16)), "not on a CPU"
+
+    def taken(dtype: torch.dtype = torch.bfloat16, width: int = 64, generation: int = 8) -> bool:
+        monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (generation, 0))
+        query: Any = SimpleNamespace(is_cuda=True, dtype=dtype, shape=(1, 4, 1, width), device="cuda")
+        return varlen.usable(query)
+
+    assert taken()
+    assert taken(torch.float16, 256, 9)
+    assert not taken(torch.float32)
+    assert not taken(width=60)
+    assert not taken(width=264)
+    assert not taken(generation=7)
 
 
 @pytest.mark.gpu
