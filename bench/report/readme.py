@@ -58,7 +58,7 @@ def _ledger(out: str, root: Path) -> str:
 
 
 def _where(one: verify.Finding, root: Path) -> str:
-    """Model, workload and machine, of the finding's subject `ARMS; MODEL, WORKLOAD (ITS PARAMETERS); MACHINE`, and the run."""
+    """Model, workload and machine, of a subject `ARMS; MODEL, WORKLOAD (ITS PARAMETERS); MACHINE`, and the run."""
     assert one.run is not None
     _, setting, machine = one.subject.split("; ")
     path = one.run.resolve().relative_to(root.resolve()).as_posix()

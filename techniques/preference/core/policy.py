@@ -27,7 +27,7 @@ class PolicyTechnique(Preference):
     """Base of the techniques that train a policy by gradient: low-rank adapters, or all weights."""
 
     learning_rate: float = Field(default=2e-4, gt=0)
-    """An adapter's, the same for all techniques of the family but `ppo`; all weights together want about a tenth of it."""
+    """An adapter's, the same for all techniques but `ppo`; all weights together want about a tenth of it."""
     policy: Literal["adapters", "4bit", "full"] = "adapters"
     """`adapters`: low-rank ones beside frozen weights; `4bit`: beside weights in NF4, doubly quantised, as QLoRA has
     them; `full`: all weights, held in float32, which compute in the run's dtype."""
