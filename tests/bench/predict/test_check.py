@@ -62,6 +62,8 @@ def test_figures_are_kept_for_later_predictions(tmp_path: Path) -> None:
     kept = check.kept(tmp_path, "cpu")
     assert (kept.unseen, kept.runtime, kept.records) == (pytest.approx(0.15), 100, 2)
     assert check.kept(tmp_path, "cuda").records == 0
+    check.keep(tmp_path, [cell("b", 2600, 2000), cell("c", 3000, 2000)])
+    assert [(one.cell, one.measured) for one in check.stored(tmp_path)] == [("a", 1200), ("b", 2600), ("c", 3000)]
 
 
 def test_the_committed_page_is_of_the_committed_figures_and_within_a_tenth() -> None:

@@ -14,6 +14,7 @@ from bench.errors import Unsupported, UsageError
 from bench.outlook import size
 from bench.predict.devices import LISTED, Device, find
 from bench.predict.prediction import Calibration, Setting, _search, largest, predict
+from bench.predict.weightless import sources
 
 registry.load_plugins()
 DEVICE = Device("a device", "cpu", 10**9, 1e9, {"float32": 1e12}, "made up")
@@ -133,3 +134,8 @@ def test_a_gpu_is_known_by_its_whole_name(monkeypatch: pytest.MonkeyPatch, name:
             find("cuda")
     else:
         assert find("cuda") == replace(LISTED[key], memory=12345)
+
+
+def test_no_large_network_is_made_for_a_workloads_data() -> None:
+    with pytest.raises(Unsupported, match="has the model write or score"):
+        sources("synthetic:llama-7b", {}, "bfloat16").target.model()
