@@ -62,7 +62,7 @@ def _where(one: verify.Finding, root: Path) -> str:
     assert one.run is not None
     _, setting, machine = one.subject.split("; ")
     path = one.run.resolve().relative_to(root.resolve()).as_posix()
-    return f"{setting.partition(' (')[0]}, {machine}: [records]({path}/report.md)"
+    return f"{setting.rpartition(' (')[0]}, {machine}: [records]({path}/report.md)"
 
 
 def _table(run: str, root: Path) -> str:
