@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import sys
 from collections.abc import Iterable, Mapping
@@ -37,7 +38,9 @@ def process_status() -> dict[str, int]:
 
 
 def at_rest() -> dict[str, int]:
-    """`process_status()`, and what is `allocated()`."""
+    """`process_status()`, and what is `allocated()`, once garbage is gone and free pages are given back."""
+    gc.collect()
+    give_back()
     return {**process_status(), "allocated": allocated()}
 
 

@@ -30,7 +30,6 @@ def followed(prepared: Prepared, step: Callable[[Phase], None], steps: int = 1) 
     """A burst whose every step is `step`; the process as it is now is its runtime."""
     with StorageWatch("cpu", Gauge("cpu")):
         torch.ones(1)  # a process' first mode imports 70 MB
-    resident.give_back()
     probe = MemoryProbe(prepared, "cpu", resident.at_rest())
 
     def burst() -> Iterator[Step]:
@@ -161,7 +160,6 @@ def test_views_count_once_or_the_parts_exceed_the_peak(
 ) -> None:
     monkeypatch.setattr(memory, "StorageWatch", watch)
     prepared = Prepared(nn.Linear(2, 2))
-    resident.give_back()
     before = resident.at_rest()
     cache = mebibytes(64)
     prepared.components["kv_cache"] = lambda: [cache, *(cache[layer:] for layer in range(30))]
@@ -179,7 +177,6 @@ def test_views_count_once_or_the_parts_exceed_the_peak(
 
 def planted(take: Callable[[], Any]) -> dict[str, Any]:
     """A burst in which something other than a tensor takes memory."""
-    resident.give_back()
     probe = MemoryProbe(Prepared(nn.Linear(2, 2)), "cpu", resident.at_rest())
     held: list[Any] = []
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,15 @@ def test_loading_leaves_nothing_in_files(tmp_path: Path) -> None:
     Source("tiny:llama").model().save_pretrained(tmp_path)
     model = Source(str(tmp_path)).model()
     assert resident.in_files({"weights": model.parameters()}) == {}
+
+
+def test_garbage_is_no_part_of_a_process_at_rest() -> None:
+    gc.disable()
+    try:
+        cycle: list[object] = [torch.ones(64 * MIB, dtype=torch.uint8)]
+        cycle.append(cycle)
+        held = resident.allocated()
+        del cycle
+        assert held - resident.at_rest()["allocated"] >= 64 * MIB
+    finally:
+        gc.enable()

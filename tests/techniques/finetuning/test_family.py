@@ -118,7 +118,6 @@ def as_in_a_new_process() -> Iterator[None]:
 @pytest.mark.parametrize("name", ["full", "lora", "lora_int8", "qlora"])
 def test_the_peak_of_a_step_is_named_part_by_part(name: str):
     own = technique(name)
-    resident.give_back()
     before = resident.at_rest()
     arm = prepared(own, "stdlib-4m")
     ids = torch.randint(2048, (4, 256), generator=torch.Generator().manual_seed(3))
