@@ -22,10 +22,6 @@ from techniques.kv_cache.core.ragged import RaggedLayer
 from techniques.kv_cache.core.rows import by_row
 from techniques.kv_cache.core.scores import Seen
 
-BLOCK = 16
-"""Free slots that a head gets at a time, where it does not keep everything [slots]."""
-
-
 class FastGenLayer(RaggedLayer):
     """The cache of one layer whose heads have policies of their own.
 
@@ -40,6 +36,10 @@ class FastGenLayer(RaggedLayer):
         self.new_tokens = new_tokens
         self.policies = torch.empty(0, dtype=torch.int64)
         """`(batch, kv_heads)`, once the prompt is profiled."""
+        self.needs_marks: list[list[bool]] = []
+        """Of each head: whether its policy asks for frequent tokens, and keeps less than everything."""
+        self.left = technique.every
+        """Tokens that come before the next eviction [tokens]."""
 
     def reading(self, ids: Tensor) -> None:
         self.kinds = self.kinds_of_ids[ids]  # (batch, new)
@@ -53,34 +53,42 @@ class FastGenLayer(RaggedLayer):
         kinds = self.kinds[:, None].expand_as(positions)
         seen = Seen(self.index, tokens, tokens, query, keys, values, positions, scaling)
         self.policies, kept, marks = self.technique.profile(seen, kinds)
-        self.watching = not bool(self._full().all())
-        rooms = torch.where(self._full().cpu(), self.new_tokens, min(BLOCK, self.new_tokens))
+        full = self._full()
+        self.evicts = not bool(full.all())
+        rooms = torch.where(full.cpu(), self.new_tokens, min(self.left, self.new_tokens))
         index = [[head.nonzero()[:, 0] for head in row] for row in kept]
-        self.store(keys, values, index, rooms, {"kinds": kinds, "marks": marks} if self.watching else {})
+        order = self.technique.order
+        frequent = self.policies > order.index("frequent") if "frequent" in order else torch.zeros_like(full)
+        self.needs_marks = (frequent & ~full).tolist()
+        self.watching = any(any(row) for row in self.needs_marks)
+        self.store(keys, values, index, rooms, {"kinds": kinds, "marks": marks} if self.evicts else {})
 
-    def append(self, key: Tensor, value: Tensor, notes: Mapping[str, Tensor]) -> None:
-        if bool((self.lengths == self.capacities).any()):
-            # heads that keep everything have room for it
-            self.regrow(torch.where(self._full().cpu(), self.capacities - self.lengths, BLOCK))
-        super().append(key, value, notes)
+    def watched(self, row: int, head: int) -> bool:
+        return self.needs_marks[row][head]
 
     def watch(self, weights: Tensor, notes: Mapping[str, Tensor]) -> None:
         notes["marks"].add_(weights.mean(-2))
 
     def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
         out = self.attend(module, query, scaling)
-        if self.watching:
+        self.left -= 1
+        if self.evicts and self.left == 0:
             with self.phase("evict"):
                 self._evict()
         return out
 
     def _evict(self) -> None:
-        """Let go of what the heads' policies no longer cover."""
+        """Let go of what the heads' policies no longer cover, and make room for the tokens until the next time."""
+        self.left = self.technique.every
         there = self.filled()
         marks = self.padded(self.columns["marks"]).masked_fill(~there, -torch.inf)
         kinds = self.padded(self.columns["kinds"])
         unions = self.technique.unions(kinds, marks, self.positions(), self.seen)
         self.keep(chosen(unions, self.policies) & there)
+        free = self.capacities - self.lengths
+        if bool((free < self.left).any()):
+            # heads that keep everything have room for it
+            self.regrow(torch.where(self._full().cpu(), free, self.left))
 
     def _full(self) -> Tensor:
         return self.policies > len(self.technique.order)
@@ -99,16 +107,17 @@ class FastGen(KVCache):
     share `frequent` with the most attention so far), then also the latest (the share `local`), at last everything.
     The recovery of a set is the share of the attention that falls on it, as a mean over all queries of the prompt:
     half the L1 norm between a head's attention and what remains of it, renormalised, is 1 minus that share. The
-    first set with a recovery of `recovery` is the head's policy, and stays so while decoding: behind its attention
-    each new token stays if the policy covers it, and tokens that it no longer covers go. Shares are of the tokens
-    seen so far. `recovery=1` keeps everything, in any precision.
+    first set with a recovery of `recovery` is the head's policy, and stays so while decoding: with every `every`
+    tokens those go that the policy does not cover, new ones and old. Shares are of the tokens seen so far.
+    `recovery=1` keeps everything, in any precision.
 
-    Every head's storage is what it keeps, and up to 16 slots for tokens to come; where they are used up, the layer is
-    laid out anew. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
+    Every head's storage is what it keeps, and slots for the tokens to come until then; where there are none, the layer
+    is laid out anew. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
     received so far. Query-aware: all queries of the prompt count.
 
     Differs from the paper:
-        The norm of equation 1 is half the L1 norm, which the paper leaves open. With grouped queries, which it
+        The paper applies a head's policy to each new token (`every=1`); here tokens that it does not cover stay until
+        the slots for new ones are used up, for a fraction of the time. The norm of equation 1 is half the L1 norm, which the paper leaves open. With grouped queries, which it
         leaves to later work, keys and values are kept per key/value head: its recovery is the mean, or the least, of
         its group's, and its frequent tokens those of the group's mean attention. The local set of a query is the
         latest tokens before that query, so a short prompt's first queries are recovered in full. A set may keep no
@@ -192,6 +201,8 @@ class FastGen(KVCache):
     """Share of the tokens that are frequent ones, the paper's r_f."""
     local: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of the tokens that are local ones, the paper's r_l."""
+    every: int = Field(default=16, ge=1)
+    """New tokens between two evictions while decoding, the paper's is 1 [tokens]."""
     group: Literal["mean", "min"] = "mean"
     """How the query heads of a key/value head agree on its recovery."""
 

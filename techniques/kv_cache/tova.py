@@ -32,6 +32,15 @@ class Tova(Eviction):
     """New tokens between two evictions while decoding, the paper's is 1; none: the prompt is compressed, and all that
     follows stays [tokens]."""
 
+    watches: ClassVar[bool] = True
+
+    def first_marks(self, seen: Seen) -> Tensor:
+        return seen.received(last=1).mean(2)
+
+    def mark(self, marks: Tensor, weights: Tensor, left: int) -> None:
+        if left == 0:
+            marks.copy_(weights.mean(-2))
+
     def importance(self, seen: Seen) -> Tensor:
-        received = seen.received(last=1)  # (batch, kv_heads, group, held)
-        return received.mean((1, 2))[:, None].expand(-1, seen.keys.shape[1], -1)
+        assert seen.marks is not None
+        return seen.marks.mean(1, keepdim=True).expand_as(seen.marks)

@@ -200,7 +200,10 @@ class ScoredLayer(RaggedLayer):
             self.state,
         )
         importance = self.policy.importance(seen)
-        best = importance.topk(kept, -1).indices
-        self.keep(torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, best, True))
+        if self.level == kept + 1:
+            self.drop(importance.argmin(-1))
+        else:
+            best = importance.topk(kept, -1).indices
+            self.keep(torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, best, True))
         if self.watching:
             self.policy.forget(self.padded(self.columns["marks"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -36,7 +37,8 @@ class RaggedLayer(kv.EvictingLayer):
         """`places` and a policy's notes, each `(slots,)`."""
         self.starts = self.lengths = self.capacities = torch.empty(0, dtype=torch.int64)
         """Of each segment, `(batch, kv_heads)` on the CPU [slots]."""
-        self.even = True
+        self.level: int | None = None
+        """What each segment holds, where all are alike [slots]."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -67,6 +69,10 @@ class RaggedLayer(kv.EvictingLayer):
     def notes(self) -> Mapping[str, Tensor]:
         """Of the token that is appended: column -> `(batch, kv_heads)`; zero for columns that are not named."""
         return {}
+
+    def watched(self, row: int, head: int) -> bool:
+        """Whether this head's weights are asked for, where heads are taken one by one."""
+        return True
 
     def watch(self, weights: Tensor, notes: Mapping[str, Tensor]) -> None:
         """Be told the weights `(..., group, held)` of a new token, with views of the columns `(..., held)`."""
@@ -101,21 +107,36 @@ class RaggedLayer(kv.EvictingLayer):
 
     def append(self, key: Tensor, value: Tensor, notes: Mapping[str, Tensor]) -> None:
         """Put one token `(batch, kv_heads, head_dim)` behind what each head holds."""
-        assert bool((self.lengths < self.capacities).all()), "a segment is full"
-        if self.even:
-            at = int(self.lengths[0, 0])
-            self.rows(self.keys)[:, :, at] = key
-            self.rows(self.values)[:, :, at] = value
-            for name, column in self.columns.items():
-                self.rows(column)[:, :, at] = notes.get(name, 0)
-            self.rows(self.columns["places"])[:, :, at] = self.seen
+        notes = {"places": self.seen, **notes}
+        if self.level is not None:
+            rows = {name: self.rows(column) for name, column in self.columns.items()}
+            assert self.level < rows["places"].shape[2], "a segment is full"
+            self.rows(self.keys)[:, :, self.level] = key
+            self.rows(self.values)[:, :, self.level] = value
+            for name, row in rows.items():
+                row[:, :, self.level] = notes.get(name, 0)
+            self.level += 1
         else:
+            assert bool((self.lengths < self.capacities).all()), "a segment is full"
             slots = (self.starts + self.lengths).to(key.device)
             self.keys[slots], self.values[slots] = key, value
             for name, column in self.columns.items():
-                column[slots] = notes.get(name, torch.zeros_like(slots)).to(column.dtype)
-            self.columns["places"][slots] = self.seen
+                column[slots] = torch.as_tensor(notes.get(name, 0), dtype=column.dtype, device=key.device)
         self.lengths = self.lengths + 1
+
+    def drop(self, worst: Tensor) -> None:
+        """Let go of one token of each head, the slots `worst` (batch, kv_heads) of segments that are alike.
+
+        The last token moves there: what `keep` does, without a search for the holes.
+        """
+        assert self.level is not None
+        last = self.level - 1
+        heads = worst.numel()
+        holes = torch.arange(0, len(self.keys), len(self.keys) // heads, device=worst.device) + worst.flatten()
+        for column in (self.keys, self.values, *self.columns.values()):
+            column.index_copy_(0, holes, column.view(heads, -1, *column.shape[1:])[:, last].clone())
+        self.level = last
+        self.lengths = self.lengths - 1
 
     def keep(self, kept: Tensor) -> None:
         """Let go of what is False in `kept` (batch, kv_heads, most): the last tokens move into the holes."""
@@ -131,7 +152,7 @@ class RaggedLayer(kv.EvictingLayer):
         for column in (self.keys, self.values, *self.columns.values()):
             column[holes] = column[movers]
         self.lengths = lengths.cpu()
-        self._is_even()
+        self._compare()
 
     def regrow(self, rooms: Tensor) -> None:
         """Lay the segments out anew, each with so many free slots `(batch, kv_heads)`. This copies the layer."""
@@ -151,17 +172,15 @@ class RaggedLayer(kv.EvictingLayer):
         """Plain attention with `(batch, heads, 1, head_dim)` over each head's own keys; in one kernel on a GPU."""
         batch, heads = query.shape[:2]
         kv_heads = self.lengths.shape[1]
-        if self.even and not self.watching:
+        if self.level is not None and not self.watching:
             keys, values = self.padded(self.keys), self.padded(self.values)
             return packed_sdpa(module, query, keys, values, None, scaling=scaling)[0]
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, -1)
-        if self.even:
+        if self.level is not None:
             out = self._all(grouped, scaling)
         elif self.watching:
-            out = grouped.new_empty(*grouped.shape[:3], self.values.shape[-1])
-            for row in range(batch):
-                for head in range(kv_heads):
-                    out[row, head] = self._one(grouped[row, head], self.segment(row, head), scaling)
+            heads_of = itertools.product(range(batch), range(kv_heads))
+            out = torch.stack([self._one(grouped[at], *at, scaling) for at in heads_of])
         elif varlen.usable(query):
             starts, lengths = self.starts.flatten(), self.lengths.flatten()
             out = varlen.attend(grouped.flatten(0, 1), self.keys, self.values, starts, lengths, scaling)
@@ -185,15 +204,17 @@ class RaggedLayer(kv.EvictingLayer):
             ]
         )
 
-    def _one(self, query: Tensor, held: slice, scaling: float) -> Tensor:
-        """One head's group of queries `(group, head_dim)` over its segment, watched."""
-        weights = ((query @ self.keys[held].T).float() * scaling).softmax(-1)
-        self.watch(weights, {name: column[held] for name, column in self.columns.items()})
+    def _one(self, query: Tensor, row: int, head: int, scaling: float) -> Tensor:
+        """One head's group of queries `(group, head_dim)` over its segment."""
+        held = self.segment(row, head)
+        weights = (query @ self.keys[held].T).float().mul_(scaling).softmax(-1)
+        if self.watched(row, head):
+            self.watch(weights, {name: column[held] for name, column in self.columns.items()})
         return weights.to(query.dtype) @ self.values[held]
 
     def _all(self, query: Tensor, scaling: float) -> Tensor:
         """All heads' groups of queries `(batch, kv_heads, group, head_dim)` over even segments."""
-        weights = ((query @ self.padded(self.keys).transpose(-1, -2)).float() * scaling).softmax(-1)
+        weights = (query @ self.padded(self.keys).transpose(-1, -2)).float().mul_(scaling).softmax(-1)
         self.watch(weights, {name: self.padded(column) for name, column in self.columns.items()})
         return weights.to(query.dtype) @ self.padded(self.values)
 
@@ -208,9 +229,9 @@ class RaggedLayer(kv.EvictingLayer):
 
     def padded(self, column: Tensor) -> Tensor:
         """A column's filled slots: `(batch, kv_heads, most, ...)`, anything behind a head's last token."""
+        if self.level is not None:
+            return self.rows(column)[:, :, : self.level]
         most = int(self.lengths.max())
-        if self.even:
-            return self.rows(column)[:, :, :most]
         slots = self.starts[..., None] + torch.arange(most)
         return column[slots.clamp(max=len(column) - 1).to(column.device)]
 
@@ -231,8 +252,8 @@ class RaggedLayer(kv.EvictingLayer):
     def _lay_out(self, lengths: Tensor, rooms: Tensor) -> None:
         self.lengths, self.capacities = lengths, lengths + rooms
         self.starts = (self.capacities.flatten().cumsum(0) - self.capacities.flatten()).view_as(lengths)
-        self._is_even()
+        self._compare()
 
-    def _is_even(self) -> None:
-        pairs = (self.lengths, self.capacities)
-        self.even = all(int(t.min()) == int(t.max()) for t in pairs)
+    def _compare(self) -> None:
+        alike = all(int(t.min()) == int(t.max()) for t in (self.lengths, self.capacities))
+        self.level = int(self.lengths.max()) if alike else None

@@ -133,7 +133,7 @@ def start(technique: Any, config: Any) -> Any:
 def test_what_choosing_takes_is_a_phase_of_its_own(name: str) -> None:
     technique = small(registry.techniques[name])
     if name == "fastgen":
-        technique = type(technique)(recovery=0.7)
+        technique = type(technique)(recovery=0.7, every=1)
     prepared = technique.prepare(Sources(Source("tiny:llama")))
     clock = PhaseClock("cpu")
     steps = technique.steps(prepared, KVCacheJob(contexts=IDS[:, :CONTEXT], max_new_tokens=5, phase=clock))

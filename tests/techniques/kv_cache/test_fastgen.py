@@ -17,7 +17,7 @@ from bench.families import kv_oracle
 from bench.families.kv_cache import KVCacheJob
 from bench.models import Source, Sources
 from techniques.kv_cache.core.scores import Seen
-from techniques.kv_cache.fastgen import BLOCK, FastGen, kinds_of_ids
+from techniques.kv_cache.fastgen import FastGen, kinds_of_ids
 from techniques.kv_cache.full_cache import FullCache
 
 IDS = PLAIN.clone()
@@ -75,9 +75,16 @@ def policy(technique: FastGen, made: Run, layer: int, row: int, head: int) -> tu
 @pytest.mark.parametrize(
     "values",
     [
-        {"recovery": 0.77},
-        {"recovery": 0.93, "group": "min"},
-        {"recovery": 0.5, "frequent": 0.1, "local": 0.2, "order": ("local", "special", "frequent", "punctuation")},
+        {"recovery": 0.77, "every": 1},
+        {"recovery": 0.77, "every": 3},
+        {"recovery": 0.93, "group": "min", "every": 1},
+        {
+            "recovery": 0.5,
+            "every": 2,
+            "frequent": 0.1,
+            "local": 0.2,
+            "order": ("local", "special", "frequent", "punctuation"),
+        },
     ],
 )
 def test_policies_are_the_papers_and_decoding_keeps_them(name: str, values: dict[str, Any]) -> None:
@@ -98,7 +105,7 @@ def test_policies_are_the_papers_and_decoding_keeps_them(name: str, values: dict
                 weights = made.weights(layer, row, head, tokens - 1, seen).mean(0)
                 for at, weight in zip(seen, weights.tolist(), strict=True):
                     heavy[at] += weight
-            if count <= len(technique.order):
+            if count <= len(technique.order) and time % technique.every == 0:
                 there = [heavy[at] if at in expected else -torch.inf for at in range(tokens)]
                 expected &= covered(technique, row, technique.order[:count], there, tokens)
             assert held[layer][row][head] == expected, (layer, row, head, time)
@@ -110,7 +117,7 @@ def test_policies_are_the_papers_and_decoding_keeps_them(name: str, values: dict
 @pytest.mark.parametrize("preset", ["fastgen", *FastGen.presets])
 def test_mask_oracle(name: str, preset: str) -> None:
     for share in (0.0, 0.6, 0.9):
-        technique = FastGen(**{"recovery": share, **FastGen.presets.get(preset, {})})
+        technique = FastGen(**{"recovery": share, "every": 2, **FastGen.presets.get(preset, {})})
         ready = prepared(technique, name)
         gate = kv_oracle.gate(ready.model, technique.cache(ready, 2, CONTEXT, NEW), IDS, CONTEXT)
         assert gate.passed, gate.detail
@@ -130,7 +137,7 @@ def test_all_of_the_attention_is_the_full_cache(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_none_of_the_attention_is_special_tokens_only(dtype: str) -> None:
-    technique = FastGen(recovery=0.0)
+    technique = FastGen(recovery=0.0, every=1)
     ready = prepared(technique, dtype=dtype)
     cache = technique.cache(ready, 2, CONTEXT, NEW)
     with torch.inference_mode():
@@ -215,7 +222,7 @@ def test_storage_is_what_is_kept_and_a_block() -> None:
     for layer in made.cache.layers:
         counts = (layer.positions() >= 0).sum(-1)
         full = layer.policies > 4
-        room = torch.where(full, NEW, min(BLOCK, NEW))
+        room = torch.where(full, NEW, min(technique.every, NEW))
         slots = int((counts + room).sum())
         # keys and values of 16 dimensions in float32, position, kind and mark
         assert sum(t.untyped_storage().nbytes() for t in layer.held()) == slots * (2 * 16 * 4 + 4 + 1 + 4)
@@ -230,7 +237,7 @@ def test_many_new_tokens_are_laid_out_anew() -> None:
     assert gate.passed, gate.detail
     for layer in cache.layers:
         slack = layer.capacities - (layer.positions() >= 0).sum(-1)
-        assert int(slack.max()) <= BLOCK
+        assert int(slack.max()) <= technique.every
         assert int(layer.capacities.sum()) == len(layer.keys)
 
 
