@@ -32,9 +32,10 @@ def received(seen: Seen, window: int) -> Received:
     for weights in seen.weights():
         rows, visible = weights.shape[-2:]
         own = torch.arange(visible - rows, visible, device=weights.device)[:, None]
-        inside = torch.arange(visible, device=weights.device) > own - window
+        first = max(visible - rows - window + 1, 0)  # what is older lies within no row's window
+        inside = torch.arange(first, visible, device=weights.device) > own - window
         total[..., :visible] += weights.sum(-2) / tokens
-        near[..., :visible] += (weights * inside).sum(-2) / tokens
+        near[..., first:visible] += (weights[..., first:] * inside).sum(-2) / tokens
     return Received(total, near)
 
 

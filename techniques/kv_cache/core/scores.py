@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d
 
-BLOCK = 64
+BLOCK = 32
 """Query tokens whose weights exist at once: memory grows with the tokens, not with their square [tokens]."""
 
 
@@ -58,9 +58,10 @@ class Seen:
             rows = grouped[..., start:stop, :].reshape(batch, kv_heads, -1, width)
             products = rows @ self.keys[:, :, :visible].transpose(-1, -2)
             scores = products.view(batch, kv_heads, -1, stop - start, visible).float().mul_(self.scaling)
-            own = torch.arange(held - new + start, visible, device=scores.device)
-            future = torch.arange(visible, device=scores.device) > own[:, None]
-            yield scores.masked_fill_(future, -torch.inf).softmax(-1)
+            # what comes after a row lies in the block's own square
+            future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=scores.device).triu(1)
+            scores[..., start - stop :].masked_fill_(future, -torch.inf)
+            yield scores.softmax(-1)
 
     def received(self, last: int | None = None, count: Callable[[Tensor], Tensor] = lambda weights: weights) -> Tensor:
         """Weight that each held token gets from the last queries: `(batch, kv_heads, group, held)`, float32.

@@ -42,9 +42,9 @@ def test_one_new_token_sees_everything() -> None:
 
 def test_no_block_is_larger_than_it_may_be() -> None:
     shapes = [weights.shape for weights in seen(150).weights()]
-    assert [shape[-2] for shape in shapes] == [64, 64, 22]
-    assert [shape[-1] for shape in shapes] == [64, 128, 150]
-    assert scores.BLOCK == 64
+    assert [shape[-2] for shape in shapes] == [32, 32, 32, 32, 22]
+    assert [shape[-1] for shape in shapes] == [32, 64, 96, 128, 150]
+    assert scores.BLOCK == 32
 
 
 def test_recent_tokens_are_the_last_of_the_text() -> None:
