@@ -22,6 +22,7 @@ from techniques.kv_cache.core.ragged import RaggedLayer
 from techniques.kv_cache.core.rows import by_row
 from techniques.kv_cache.core.scores import Seen
 
+
 class FastGenLayer(RaggedLayer):
     """The cache of one layer whose heads have policies of their own.
 
@@ -117,8 +118,8 @@ class FastGen(KVCache):
 
     Differs from the paper:
         The paper applies a head's policy to each new token (`every=1`); here tokens that it does not cover stay until
-        the slots for new ones are used up, for a fraction of the time. The norm of equation 1 is half the L1 norm, which the paper leaves open. With grouped queries, which it
-        leaves to later work, keys and values are kept per key/value head: its recovery is the mean, or the least, of
+        the slots for new ones are used up, for a fraction of the time. The norm of equation 1 is half the L1 norm,
+        which the paper leaves open. With grouped queries, which it leaves to later work, keys and values are kept per key/value head: its recovery is the mean, or the least, of
         its group's, and its frequent tokens those of the group's mean attention. The local set of a query is the
         latest tokens before that query, so a short prompt's first queries are recovered in full. A set may keep no
         token at all, where the prompt has none of its kind; a new token attends to itself in any case.

@@ -12,8 +12,9 @@ from bench.claim import Claim, about, at_least
 from bench.errors import Unsupported
 from bench.families import cache as kv
 from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
+from bench.models import Sources
 from bench.registry import register
-from techniques.kv_cache.core.attending import check_layers
+from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.quantized import PerChannel, PerToken, QuantizedLayer, head_width
 
 
@@ -26,8 +27,8 @@ class Kivi(KVCache):
     a step and a lowest value in 16 bits. Query-agnostic.
 
     Differs from the paper:
-        A layer is restored before its attention, where the paper multiplies by the packed matrix in one kernel: the
-        memory is what is held, the time is not the paper's. Steps and lowest values are rounded outwards, so that
+        Codes are unpacked before they are multiplied, where the paper has one kernel for both: the memory is what is
+        held, the time is not the paper's. Steps and lowest values are rounded outwards, so that
         no element is off by more than half a step. A full block of keys is rounded when the next token comes. A head
         narrower than the group is one group.
     """
@@ -77,6 +78,11 @@ class Kivi(KVCache):
         if self.residual % self.group:
             raise ValueError(f"residual={self.residual} is no multiple of group={self.group}")
         return self
+
+    def prepare(self, sources: Sources) -> KVCachePrepared:
+        prepared = super().prepare(sources)
+        link(prepared.model)
+        return prepared
 
     def cache(self, prepared: KVCachePrepared, batch: int, context: int, new_tokens: int) -> Cache:
         config = prepared.model.config

@@ -8,8 +8,9 @@ from transformers.cache_utils import Cache
 
 from bench.families import cache as kv
 from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
+from bench.models import Sources
 from bench.registry import register
-from techniques.kv_cache.core.attending import check_layers
+from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.quantized import PerToken, QuantizedLayer, head_width
 
 
@@ -17,12 +18,16 @@ from techniques.kv_cache.core.quantized import PerToken, QuantizedLayer, head_wi
 class KvInt8(KVCache):
     """Round each token's keys and values to 256 values between the least and the most of its head.
 
-    Every head of every token has a step and a lowest value in 16 bits. All tokens stay, none is exact. A layer is
-    restored before its attention. Query-agnostic.
+    Every head of every token has a step and a lowest value in 16 bits. All tokens stay, none is exact. Query-agnostic.
     """
 
     source: ClassVar[str] = "the definition of asymmetric 8-bit rounding, per token and head"
     labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
+
+    def prepare(self, sources: Sources) -> KVCachePrepared:
+        prepared = super().prepare(sources)
+        link(prepared.model)
+        return prepared
 
     def cache(self, prepared: KVCachePrepared, batch: int, context: int, new_tokens: int) -> Cache:
         config = prepared.model.config

@@ -100,12 +100,12 @@ def link(model: Any) -> None:
     used = model.config._attn_implementation
     if not model._can_set_attn_implementation() or used not in (attention.NAME, NAME):
         raise Unsupported(
-            f"evicting needs a model whose cache and attention can be replaced by name; {model.config.model_type} "
+            f"such a cache needs a model whose cache and attention can be replaced by name; {model.config.model_type} "
             f"attends by {used!r} in its own code, or has no key/value cache"
         )
     text = model.config.get_text_config(decoder=True)
     if getattr(text, "attn_logit_softcapping", None) is not None:
-        raise Unsupported("attention with capped logits (attn_logit_softcapping) is not supported by an evicting cache")
+        raise Unsupported("attention with capped logits (attn_logit_softcapping) is not supported by such a cache")
     AttentionInterface.register(NAME, linked_sdpa)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

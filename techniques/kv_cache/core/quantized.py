@@ -1,64 +1,19 @@
-"""Keys and values in a few bits: codes packed into bytes, with a step and a lowest value for each group."""
+"""Keys and values in a few bits, and attention over their codes.
+
+An element is `low + step * code`, with a step and a lowest value for each group. A product with a group is therefore
+one with its codes, times the step, and the lowest value times a sum: no element has to be restored.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from bench.families import cache as kv
-
-SCALE = torch.float16
-"""Type of steps and lowest values, as in KIVI: 4 bytes per group."""
-
-
-class Codes(NamedTuple):
-    """Groups in a few bits."""
-
-    packed: Tensor
-    """uint8 `(..., group * bits / 8)`, the first code in the lowest bits."""
-    step: Tensor
-    """`(..., 1)`: between neighbouring values."""
-    low: Tensor
-    """`(..., 1)`: the value of code 0."""
-
-
-def quantize(groups: Tensor, bits: int) -> Codes:
-    """Round each group `(..., group)` to `2 ** bits` values in equal steps from its minimum to its maximum.
-
-    Step and lowest value are rounded outwards to 16 bits, so that no element lies beyond the last code: each is
-    within half of the stored step.
-    """
-    levels = 2**bits - 1
-    eps = torch.finfo(SCALE).eps
-    groups = groups.float()
-    least, most = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
-    low = (least - least.abs() * eps).to(SCALE)
-    step = ((most - low.float()) / levels * (1 + eps)).clamp(min=torch.finfo(SCALE).tiny).to(SCALE)
-    codes = ((groups - low.float()) / step.float()).round().clamp(0, levels).to(torch.uint8)
-    return Codes(pack(codes, bits), step, low)
-
-
-def dequantize(codes: Codes, bits: int) -> Tensor:
-    """The values that codes stand for: `(..., group)` in float32."""
-    return unpack(codes.packed, bits).float() * codes.step.float() + codes.low.float()
-
-
-def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes `(..., n)` below `2 ** bits` -> bytes `(..., n * bits / 8)`; n codes fill whole bytes."""
-    in_byte = 8 // bits
-    parts = codes.unflatten(-1, (-1, in_byte))
-    packed = torch.zeros_like(parts[..., 0])
-    for place in range(in_byte):
-        packed |= parts[..., place] << (bits * place)
-    return packed
-
-
-def unpack(packed: Tensor, bits: int) -> Tensor:
-    """Bytes `(..., n)` -> codes `(..., n * 8 / bits)`."""
-    shifts = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)
-    return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
+from techniques.kv_cache.core.attending import linked
+from techniques.kv_cache.core.codes import SCALE, Codes, dequantize, quantize, unpack
 
 
 def head_width(config: Any) -> int:
@@ -85,6 +40,26 @@ class Store(Protocol):
 
     def held(self) -> list[Tensor]:
         """The storage held."""
+
+
+class Keys(Store, Protocol):
+    """Keys that can be asked."""
+
+    def scores(self, query: Tensor) -> Tensor:
+        """Products of queries `(batch, kv_heads, group, head_dim)` with all tokens, `(batch, kv_heads, group, seen)`.
+
+        In float32.
+        """
+
+
+class Values(Store, Protocol):
+    """Values that can be mixed."""
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        """All tokens by their weights `(batch, kv_heads, group, seen)`: `(batch, kv_heads, group, head_dim)`.
+
+        In float32.
+        """
 
 
 class PerToken:
@@ -128,19 +103,45 @@ class PerToken:
         for stored, made in zip(self.codes, quantize(states.unflatten(-1, (-1, self.group)), self.bits), strict=True):
             stored[:, :, places] = made
 
+    @property
+    def old(self) -> int:
+        """Tokens that are rounded [tokens]."""
+        return max(self.seen - self.residual, 0)
+
+    def _rounded(self) -> Codes:
+        return Codes(*(part[:, :, : self.old] for part in self.codes))
+
     def _exact(self) -> Tensor:
         """The latest tokens, in the text's order."""
-        first = max(self.seen - self.residual, 0)
-        return self.ring[:, :, [at % self.residual for at in range(first, self.seen)]]
+        return self.ring[:, :, [at % self.residual for at in range(self.old, self.seen)]]
+
+    def scores(self, query: Tensor) -> Tensor:
+        query = query.float()
+        codes, step, low = self._floats()
+        made = low @ query.unflatten(-1, (-1, self.group)).sum(-1).transpose(-1, -2)  # (batch, kv_heads, old, group)
+        scores = made.transpose(-1, -2)
+        for part, own in enumerate(query.split(self.group, -1)):
+            scores = scores + own @ codes[..., part, :].transpose(-1, -2) * step[..., part].unsqueeze(-2)
+        return torch.cat([scores, query @ self._exact().float().transpose(-1, -2)], -1) if self.residual else scores
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        codes, step, low = self._floats()
+        of_old = weights[..., : self.old]
+        parts = [(of_old * step[..., part].unsqueeze(-2)) @ codes[..., part, :] for part in range(codes.shape[-2])]
+        made = torch.cat(parts, -1) + (of_old @ low).repeat_interleave(self.group, -1)
+        return made + weights[..., self.old :] @ self._exact().float() if self.residual else made
+
+    def _floats(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes `(batch, kv_heads, old, groups, group)`, steps and lowest values `(batch, kv_heads, old, groups)`."""
+        packed, step, low = self._rounded()
+        return unpack(packed, self.bits).float(), step[..., 0].float(), low[..., 0].float()
 
     def restored(self) -> Tensor:
-        old = max(self.seen - self.residual, 0)
-        codes = Codes(*(part[:, :, :old] for part in self.codes))
-        return torch.cat([dequantize(codes, self.bits).flatten(-2).to(self.ring.dtype), self._exact()], 2)
+        rounded = dequantize(self._rounded(), self.bits).flatten(-2).to(self.ring.dtype)
+        return torch.cat([rounded, self._exact()], 2)
 
     def steps(self) -> Tensor:
-        old = max(self.seen - self.residual, 0)
-        step = self.codes.step[:, :, :old].float().expand(-1, -1, -1, -1, self.group).flatten(-2)
+        step = self._rounded().step.float().expand(-1, -1, -1, -1, self.group).flatten(-2)
         return torch.cat([step, torch.zeros_like(self._exact(), dtype=torch.float32)], 2)
 
     def held(self) -> list[Tensor]:
@@ -190,6 +191,15 @@ class PerChannel:
     def _filled(self) -> Codes:
         return Codes(*(part[:, :, : self.rounded // self.group] for part in self.codes))
 
+    def scores(self, query: Tensor) -> Tensor:
+        query = query.float()
+        packed, step, low = self._filled()
+        codes = unpack(packed, self.bits).float()  # (batch, kv_heads, groups, head_dim, group)
+        scaled = query[:, :, None] * step.float().transpose(-1, -2)  # (batch, kv_heads, groups, queries, head_dim)
+        made = scaled @ codes + (query[:, :, None] @ low.float())
+        tail = self.tail[:, :, : self.seen - self.rounded].float()
+        return torch.cat([made.transpose(2, 3).flatten(3), query @ tail.transpose(-1, -2)], -1)
+
     def restored(self) -> Tensor:
         groups = dequantize(self._filled(), self.bits).to(self.tail.dtype)
         rounded = groups.transpose(-1, -2).flatten(2, 3)
@@ -205,12 +215,14 @@ class PerChannel:
 
 
 class QuantizedLayer(kv.LossyLayer):
-    """Keys and values of one layer, stored in few bits and restored for each step: one dense layer lives at a time.
+    """Keys and values of one layer, stored in few bits; a new token attends to the codes.
 
     The prompt attends to itself as it is, and is stored behind that.
     """
 
-    def __init__(self, keys: Store, values: Store) -> None:
+    reads_prompt = False
+
+    def __init__(self, keys: Keys, values: Values) -> None:
         super().__init__()
         self.stores = (keys, values)
         self.shape = (0, 0)
@@ -221,7 +233,7 @@ class QuantizedLayer(kv.LossyLayer):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Store `(batch, kv_heads, new, head_dim)`; return what is attended to."""
+        """Store `(batch, kv_heads, new, head_dim)`; the keys returned behind the prompt point to this layer."""
         new = key_states.shape[-2]
         states = (key_states, value_states)
         prompt = self.seen == 0
@@ -234,7 +246,18 @@ class QuantizedLayer(kv.LossyLayer):
         assert new == 1, f"{new} tokens at once behind the prompt: a mask per token is not supported"
         for store, state in zip(self.stores, states, strict=True):
             store.append(state[:, :, 0])
-        return self.restored()
+        return linked(key_states, self), value_states
+
+    def read_prompt(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> None:
+        raise AssertionError("a prompt is stored as it comes")
+
+    def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
+        """Attend with `(batch, heads, 1, head_dim)` to all tokens -> `(batch, 1, heads, head_dim)`."""
+        batch, heads = query.shape[:2]
+        keys, values = self.stores
+        grouped = query.reshape(batch, self.shape[1], heads // self.shape[1], -1)
+        weights = keys.scores(grouped).mul_(scaling).softmax(-1)
+        return values.mixed(weights).to(query.dtype).reshape(batch, 1, heads, -1)
 
     def restored(self) -> tuple[Tensor, Tensor]:
         keys, values = (store.restored() for store in self.stores)

@@ -71,7 +71,8 @@ def test_more_bits_are_nearer_to_the_full_cache() -> None:
 
 def test_a_residual_for_everything_is_the_full_cache() -> None:
     full, exact = FullCache(), Kivi(residual=96)
-    assert torch.equal(exact.logprobs(prepared(exact), IDS, CONTEXT), full.logprobs(prepared(full), IDS, CONTEXT))
+    got, expected = (made.logprobs(prepared(made), IDS, CONTEXT) for made in (exact, full))
+    assert (got - expected).abs().max() < 1e-5
 
 
 def test_keys_are_rounded_by_channel_and_values_by_token() -> None:

@@ -8,16 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from techniques.kv_cache.core.quantized import (
-    Codes,
-    PerChannel,
-    PerToken,
-    QuantizedLayer,
-    dequantize,
-    pack,
-    quantize,
-    unpack,
-)
+from techniques.kv_cache.core.codes import Codes, dequantize, pack, quantize, unpack
+from techniques.kv_cache.core.quantized import PerChannel, PerToken, QuantizedLayer
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -30,8 +22,8 @@ def test_packing_loses_nothing(bits: int) -> None:
     assert len(pack(codes, bits).unique()) > 2**bits // 4
 
 
-def test_the_first_code_lies_lowest() -> None:
-    assert pack(torch.tensor([1, 2, 3, 0, 0, 0, 0, 3], dtype=torch.uint8), 2).tolist() == [0b00111001, 0b11000000]
+def test_a_byte_holds_one_code_of_each_part() -> None:
+    assert pack(torch.tensor([1, 2, 3, 0, 0, 0, 0, 3], dtype=torch.uint8), 2).tolist() == [0b00001101, 0b11000010]
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -120,14 +112,40 @@ def test_channels_that_stand_out_need_groups_of_their_own() -> None:
     assert errors[0] < errors[1] / 5
 
 
-def test_a_layer_attends_to_the_prompt_as_it_is_and_to_the_rest_restored() -> None:
+@pytest.mark.parametrize("kind", [PerToken, PerChannel])
+@pytest.mark.parametrize("context", [1, 8, 9, 17, 40])
+def test_scores_are_those_of_the_restored_keys(kind: Any, context: int) -> None:
+    store = kind(context + 4, 2, 4, 8)
+    store.fill(states(context))
+    for _ in range(3):
+        query = torch.randn(2, 3, 5, 8)
+        assert (store.scores(query) - query @ store.restored().transpose(-1, -2)).abs().max() < 1e-4
+        store.append(torch.randn(2, 3, 8))
+
+
+@pytest.mark.parametrize("residual", [0, 8])
+@pytest.mark.parametrize("context", [1, 8, 9, 17, 40])
+def test_values_are_mixed_as_if_they_were_restored(residual: int, context: int) -> None:
+    store = PerToken(context + 4, 4, 4, residual)
+    store.fill(states(context))
+    for seen in range(context, context + 3):
+        weights = torch.rand(2, 3, 5, seen)
+        assert (store.mixed(weights) - weights @ store.restored()).abs().max() < 1e-3
+        store.append(torch.randn(2, 3, 8))
+
+
+def test_a_layer_attends_to_the_prompt_as_it_is_and_to_the_rest_rounded() -> None:
     layer = QuantizedLayer(PerToken(20, 4, 8, 0), PerToken(20, 4, 8, 0))
     given = states(12)
     keys, values = layer.update(given[:, :, :10], -given[:, :, :10])
     assert torch.equal(keys, given[:, :, :10])
-    keys, values = layer.update(given[:, :, 10:11], -given[:, :, 10:11])
-    assert not torch.equal(keys, given[:, :, :11])
-    assert (keys + values).abs().max() < 9
+    assert torch.equal(values, -given[:, :, :10])
+    layer.update(given[:, :, 10:11], -given[:, :, 10:11])
+    query = torch.randn(2, 6, 1, 8)
+    restored, mixed = (part.repeat_interleave(2, 1) for part in layer.restored())
+    assert not torch.equal(layer.restored()[0], given[:, :, :11])
+    expected = (query @ restored.transpose(-1, -2) * 0.3).softmax(-1) @ mixed
+    assert (layer.read_token(None, query, 0.3) - expected.transpose(1, 2)).abs().max() < 1e-4
     assert layer.get_seq_length() == 11
     assert layer.positions().shape == (2, 3, 11)
     with pytest.raises(AssertionError, match="2 tokens at once behind the prompt"):
