@@ -119,10 +119,11 @@ class FastGen(KVCache):
     Differs from the paper:
         The paper applies a head's policy to each new token (`every=1`); here tokens that it does not cover stay until
         the slots for new ones are used up, for a fraction of the time. The norm of equation 1 is half the L1 norm,
-        which the paper leaves open. With grouped queries, which it leaves to later work, keys and values are kept per key/value head: its recovery is the mean, or the least, of
-        its group's, and its frequent tokens those of the group's mean attention. The local set of a query is the
-        latest tokens before that query, so a short prompt's first queries are recovered in full. A set may keep no
-        token at all, where the prompt has none of its kind; a new token attends to itself in any case.
+        which the paper leaves open. With grouped queries, which it leaves to later work, keys and values are
+        kept per key/value head: its recovery is the mean, or the least, of its group's, and its frequent tokens
+        those of the group's mean attention. The local set of a query is the latest tokens before that query, so
+        a short prompt's first queries are recovered in full. A set may keep no token at all, where the prompt
+        has none of its kind; a new token attends to itself in any case.
     """
 
     source: ClassVar[str] = "Ge et al. 2024, Model Tells You What to Discard (FastGen), algorithms 1 and 2, equation 1"
