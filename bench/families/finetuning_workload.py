@@ -151,6 +151,7 @@ class FinetuningWorkload(TrainingWorkload):
                 "steps": float(self.steps),
                 "epochs": epochs,
                 "epochs_worth": repeated_data.worth(epochs),
+                "bits_per_parameter": bits_per_parameter(prepared),
                 **prepared.facts,
             },
             gates=[*gates, *training_gates(bits, frozen(prepared), scored.nll)],
@@ -179,6 +180,13 @@ class FinetuningWorkload(TrainingWorkload):
         self, technique: Finetuning, prepared: TrainedPrepared, built: Built, source: Source, quality: Quality
     ) -> None:
         """Add to `quality` what else the trained model is asked, before its adapters are merged; nothing by default."""
+
+
+def bits_per_parameter(prepared: TrainedPrepared) -> float:
+    """Bits of storage per weight of the model without its adapters; a technique that quantises says its own."""
+    adapted = prepared.is_adapted
+    own = [p for p in prepared.model.parameters() if not (adapted and p.requires_grad)]
+    return 8 * sum(p.nbytes for p in own) / sum(p.numel() for p in own)
 
 
 def trained_file(prepared: TrainedPrepared) -> bytes:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench.errors import Unsupported
 from bench.families.finetuning_workload import (
     FinetuningWorkload,
+    bits_per_parameter,
     distributions,
     divergence,
     keeps_apart,
@@ -263,3 +264,17 @@ def test_adapted_arms_have_the_gate():
     found = quality(Lora(), Counting(steps=2, batch_size=2, other_items=0))
     assert [gate.name for gate in found.gates if gate.passed] == ["finite", "frozen", "saved"]
     assert "saved" not in {gate.name for gate in quality(Full()).gates}
+
+
+@pytest.mark.parametrize(
+    ("technique", "bits"), [(Full(precision="pure"), 16), (Full(precision="float32"), 32), (Lora(), 16)]
+)
+def test_bits_are_those_of_the_model_without_its_adapters(technique: Any, bits: int):
+    """Adapters are of 32 bits here, and no part of it."""
+    arm = technique.prepare(Sources(Source("tiny:llama", dtype="bfloat16")))
+    assert bits_per_parameter(arm) == bits
+
+
+def test_a_technique_that_quantises_says_its_own_bits():
+    found = quality(Qlora(double_quantisation=False), Counting(steps=2, batch_size=2, other_items=0))
+    assert found.counts["bits_per_parameter"] == pytest.approx(4.5, abs=0.1)
