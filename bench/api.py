@@ -90,7 +90,7 @@ def prepare(
             nothing: the suite for this machine.
         origin: names a config that is no file in error messages.
         model: the target of every comparison.
-        data: a file of your own, or `hub:OWNER/NAME/FILE`, for every workload that reads one.
+        data: a file of your own, or `hub:OWNER/NAME@REVISION/FILE`, for every workload that reads one.
         judge: a model that says which of two answers is better, for every workload that asks one.
         seed: the one seed to run.
         settings: KEY=VALUE as after `--set`; a list of values, `workload.items=8,16`, spans an axis.
@@ -212,6 +212,7 @@ def _new(out: Path, checked: experiment.Experiment, facts: dict[str, Any]) -> st
                 "argv": facts["argv"],
                 "config": dict(checked.raw),
                 "config_sha256": checked.hash,
+                "data": {},
                 "environment": facts,
                 "calibration": kept.known("calibration", facts),
                 "determinism": kept.known("determinism", facts),

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from bench import manifest, stats, units
+from bench import data_files, manifest, stats, units
 from bench.errors import UsageError
 from bench.metrics import GLOSSARY, Metric
 from bench.outcome import Record, Row
@@ -20,8 +20,6 @@ from bench.verdict import Judgement, Verdict, judge_all
 
 FINISHED = {"ok", "ungated", "invalid"}
 """Statuses of arms that were measured to the end."""
-DATA_FILES = ("path", "test_path")
-"""Parameters of a workload that name the user's files: not compared by their names, their content is."""
 
 Key = tuple[str, str]
 """Comparison and arm."""
@@ -151,7 +149,10 @@ def _fields(left: Any, right: Any) -> str:
 def _identities(a: Record, b: Record) -> Iterator[tuple[str, Any, Any]]:
     def workload(record: Record) -> dict[str, Any]:
         parameters = record["workload"]["parameters"]
-        return {"name": record["workload"]["name"], **{k: v for k, v in parameters.items() if k not in DATA_FILES}}
+        return {
+            "name": record["workload"]["name"],
+            **{k: v for k, v in parameters.items() if k not in data_files.FIELDS},
+        }
 
     def technique(record: Record) -> dict[str, Any]:
         return {"name": record["technique"]["name"], **record["technique"]["parameters"]}

@@ -1,22 +1,27 @@
-"""Data sets of a hub: `hub:OWNER/NAME/FILE` stands for one file of one, its newest version, kept in the hub's cache.
+"""Data sets of a hub: `hub:OWNER/NAME@REVISION/FILE` stands for one file of one, kept in the hub's cache.
 
-FILE may hold `*`, as long as one file fits; without it the data set must have a single file. Nothing of a data set is
-executed: only texts, lines of JSON and parquet are read.
+REVISION is a commit, a branch or a tag; without it the newest version is taken, or the one in the cache where the hub
+does not answer. FILE may hold `*`, as long as one file fits; without it the data set must have a single file. Nothing
+of a data set is executed: only texts, lines of JSON and parquet are read.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from bench.errors import UsageError
 
 READABLE = (".jsonl", ".jsonl.gz", ".json", ".parquet", ".txt")
 SHOWN = 8
 """Files that a message names."""
-_NAME = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:/(?P<pattern>.+))?")
+SNAPSHOTS = "snapshots"
+"""Folder of the hub's cache that holds one folder per commit of a data set."""
+_NAME = re.compile(r"hub:(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>\w[\w.-]*))?(?:/(?P<pattern>.+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class HubFile(NamedTuple):
@@ -24,6 +29,19 @@ class HubFile(NamedTuple):
 
     repo: str
     pattern: str
+    revision: str | None = None
+    """A commit, a branch or a tag; None: the newest."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in a config."""
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hub:{self.repo}{revision}" + (f"/{self.pattern}" if self.pattern != "*" else "")
+
+
+class _Options(TypedDict):
+    repo_type: str
+    revision: str | None
 
 
 def parse(path: str | Path) -> HubFile | None:
@@ -37,8 +55,8 @@ def parse(path: str | Path) -> HubFile | None:
         return None
     found = _NAME.fullmatch(name)
     if found is None:
-        raise UsageError(f"data {name}: write hub:OWNER/NAME/FILE")
-    return HubFile(found["repo"], found["pattern"] or "*")
+        raise UsageError(f"data {name}: write hub:OWNER/NAME/FILE or hub:OWNER/NAME@REVISION/FILE")
+    return HubFile(found["repo"], found["pattern"] or "*", found["revision"])
 
 
 def local(path: Path) -> Path:
@@ -48,27 +66,41 @@ def local(path: Path) -> Path:
         UsageError: the hub does not answer, has no such file, or several that fit.
     """
     wanted = parse(path)
-    if wanted is None:
-        return path
+    return path if wanted is None else _fetched(wanted)
+
+
+def version_of(file: Path) -> tuple[str | None, str]:
+    """The commit that a file in the hub's cache is of, and its name in the data set, both from where it lies.
+
+    Elsewhere the commit is None.
+    """
+    for folder in file.parents:
+        if folder.parent.name == SNAPSHOTS and _COMMIT.fullmatch(folder.name):
+            return folder.name, file.relative_to(folder).as_posix()
+    return None, file.name
+
+
+@functools.cache  # in one process a name stands for one version
+def _fetched(wanted: HubFile) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
-    file = wanted.pattern
+    file, options = wanted.pattern, _Options(repo_type="dataset", revision=wanted.revision)
     try:
         if "*" in file:
-            there = HfApi().list_repo_files(wanted.repo, repo_type="dataset")
-            file = _only([name for name in there if fnmatchcase(name, file) and name.endswith(READABLE)], path)
-        return Path(hf_hub_download(wanted.repo, file, repo_type="dataset"))
+            there = HfApi().list_repo_files(wanted.repo, **options)
+            file = _only([one for one in there if fnmatchcase(one, file) and one.endswith(READABLE)], wanted.name)
+        return Path(hf_hub_download(wanted.repo, file, **options))
     except UsageError:
         raise
     except Exception as error:  # in whatever way a network, a proxy or a hub can fail
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UsageError(f"data {path}: {reason} (or give the path of a local file)") from error
+        raise UsageError(f"data {wanted.name}: {reason} (or give the path of a local file)") from error
 
 
-def _only(fitting: list[str], path: Path) -> str:
+def _only(fitting: list[str], name: str) -> str:
     if not fitting:
-        raise UsageError(f"data {path}: no file of the data set fits that can be read ({', '.join(READABLE)})")
+        raise UsageError(f"data {name}: no file of the data set fits that can be read ({', '.join(READABLE)})")
     if len(fitting) > 1:
         named = ", ".join(fitting[:SHOWN]) + (" ..." if len(fitting) > SHOWN else "")
-        raise UsageError(f"data {path}: {len(fitting)} files fit, name one of them: {named}")
+        raise UsageError(f"data {name}: {len(fitting)} files fit, name one of them: {named}")
     return fitting[0]

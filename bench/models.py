@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import embedded, embedded_draft, embedded_stdlib, text
+from bench import embedded, embedded_draft, embedded_stdlib, text, weight_files
 from bench.errors import ModelError, Unsupported, UsageError
 from bench.registry import did_you_mean
 from bench.shapes import SYNTHETIC, TINY
@@ -196,14 +196,19 @@ class Source:
             text = f"{self.name} {RANDOM_SEED} {sorted((n, tuple(t.shape)) for n, t in self._skeleton.items())}"
             return hashlib.sha256(text.encode()).hexdigest()
         digest = hashlib.sha256()
-        for file in self._weight_files():
+        for file in self._weight_files:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
     def _read(self, auto: Any, **options: Any) -> Any:
+        from safetensors import SafetensorError
+
         try:
             return auto.from_pretrained(self.path, trust_remote_code=False, **options)
+        except SafetensorError as error:
+            weight_files.check(self.name, self._weight_files)  # names the file
+            raise ModelError(f"model {self.name!r}: its weights are damaged: {error}") from error
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0]
             raise ModelError(
@@ -234,26 +239,12 @@ class Source:
 
             kind = self.device.partition(":")[0]
             return random_tensor(name, tuple(self._skeleton[name].shape), kind).to(self.torch_dtype)
-        for file in self._weight_files():
-            from safetensors import safe_open
+        names = (name, name.partition(".")[2], f"model.{name}")
+        return weight_files.tensor(self.name, self._weight_files, names).to(self.torch_dtype)
 
-            with safe_open(str(file), framework="pt") as reader:
-                keys = set(reader.keys())
-                for key in (name, name.partition(".")[2], f"model.{name}"):
-                    if key in keys:
-                        return reader.get_tensor(key).to(self.torch_dtype)
-        raise ModelError(f"model {self.name!r} has no tensor {name!r} in its safetensors files")
-
+    @cached_property
     def _weight_files(self) -> list[Path]:
-        folder = Path(self.path)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
-
-            folder = Path(snapshot_download(self.path, allow_patterns=["*.safetensors", "*.json"]))
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ModelError(f"model {self.name!r}: no safetensors file in its folder (pickles are not read)")
-        return files
+        return weight_files.of(self.name, self.path)
 
     def _log(self, what: str, count: int) -> None:
         self.log.append({"role": self.role, "name": self.name, "read": what, "bytes": count})

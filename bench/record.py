@@ -32,6 +32,7 @@ def assemble(
         "curve": [],
         "model": inputs.get("model"),
         "inputs_sha256": inputs.get("sha256"),
+        "data": inputs.get("data", {}),
         "quality": quality.get("quality"),
         "quality_peak": quality.get("peak"),
         "prepared": quality.get("prepared"),

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import hub_file
-from bench.comparison import DATA_FILES
+from bench import data_files, hub_file
 from bench.errors import UsageError
 from bench.manifest import ROOT
 from bench.store import Run
@@ -30,7 +29,7 @@ def settings(
     device: str | None = None,
     max_time: str | None = None,
 ) -> dict[str, Any]:
-    """The config that made a run, with the device and dtype that it came to.
+    """The config that made a run, with the device and dtype that it came to, and a hub's data as they were then.
 
     Args:
         data: in the place of files that the run read and that are not here, in the order of the config, files of
@@ -51,7 +50,9 @@ def settings(
     raw |= {"device": device or at.get("kind"), "dtype": at.get("dtype")}
     if max_time is not None:
         raw["max_time"] = max_time
-    files = [place for name in DATA_FILES for place in _places(raw, _workloads, name)]
+    files = [place for name in data_files.FIELDS for place in _places(raw, _workloads, name)]
+    for place in files:
+        place.holder[place.key] = data_files.pinned(str(place.value), manifest.get("data"))
     _fill(files, [str(path) for path in data], "--data", "file", run)
     named = [*_places(raw, _blocks, "model"), *_places(raw, _blocks, "draft")]
     _fill([place for place in named if _is_folder(place.value)], list(models), "--model", "folder", run)

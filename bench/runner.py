@@ -120,6 +120,9 @@ class Runner:
                 self._fail(cell, {"model": None}, failure, "build")
             return None
         self.run.write_inputs(comparison.id, inputs)
+        if inputs.get("data"):
+            manifest = self.run.manifest
+            self.run.write_manifest({**manifest, "data": {**manifest.get("data", {}), comparison.id: inputs["data"]}})
         return inputs
 
     def _quality(self, cell: Cell, inputs: dict[str, Any]) -> None:

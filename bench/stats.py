@@ -24,6 +24,8 @@ LOOKED_AT = (5, 10, 20)
 """Rounds after which a run that extends itself looks whether all is decided."""
 LOOK_CONFIDENCE = 0.98
 """Of the intervals of such a run: three looks at 2 % each are wrong in less than 5 % of runs."""
+THE_BASELINE = "this is the baseline"
+"""Why an estimate has no change."""
 FEWEST: Mapping[Unit, int] = {"rounds": 5, "items": 10, "seeds": 5}
 """Units under which nothing is judged."""
 FEWEST_PAIRS = 20
@@ -76,7 +78,7 @@ def compare(
         return None
     value = centre(metric, arm.values())
     if base is None:
-        return Estimate(value, None, None, None, len(arm), "this is the baseline", unit)
+        return Estimate(value, None, None, None, len(arm), THE_BASELINE, unit)
     shared = sorted(set(arm) & set(base))
     if not shared:
         return Estimate(value, None, None, None, 0, "the baseline has no such figure", unit)

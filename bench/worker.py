@@ -115,10 +115,16 @@ class Bench:
         self.sources = replace(self.sources, seed=seed)
 
     def do_build(self) -> dict[str, Any]:
+        from bench import data_files
         from bench.workload import content_hash
 
         self.built = self.workload.build(self.sources, self.seed)
-        return {"built": self.built, "sha256": content_hash(self.built), "model": self._model_facts()}
+        return {
+            "built": self.built,
+            "sha256": content_hash(self.built),
+            "data": data_files.provenance(self.workload.model_dump()),
+            "model": self._model_facts(),
+        }
 
     def do_prepare(self, arm: str, technique: str, parameters: dict[str, Any]) -> dict[str, Any]:
         import gc

@@ -151,6 +151,7 @@ class FinetuningWorkload(TrainingWorkload):
                 "steps": float(self.steps),
                 "epochs": epochs,
                 "epochs_worth": repeated_data.worth(epochs),
+                "bits_per_parameter": bits_per_parameter(prepared),
                 **prepared.facts,
             },
             gates=[*gates, *training_gates(bits, frozen(prepared), scored.nll)],
@@ -165,7 +166,9 @@ class FinetuningWorkload(TrainingWorkload):
         quality.counts |= built.get("counts", {})
         self.ask(technique, prepared, built, source, quality)
         if self.steps and prepared.is_adapted:
-            quality.metrics["adapter_bytes"] = [float(size_on_disk(prepared))]
+            saved = trained_file(prepared)
+            quality.metrics["adapter_bytes"] = [float(len(saved))]
+            quality.gates.append(loads_again(technique, prepared, saved, heldout[0], source))
             if prepared.merge is not None:
                 prepared.merge()
                 quality.metrics["merged_nll"] = self.score(technique, prepared, heldout, source.device).nll
@@ -179,10 +182,45 @@ class FinetuningWorkload(TrainingWorkload):
         """Add to `quality` what else the trained model is asked, before its adapters are merged; nothing by default."""
 
 
-def size_on_disk(prepared: TrainedPrepared) -> int:
-    """Bytes of a safetensors file of what was trained [B]."""
-    trained = {name: p.detach().contiguous() for name, p in prepared.model.named_parameters() if p.requires_grad}
-    return len(safetensors.torch.save(trained))
+def bits_per_parameter(prepared: TrainedPrepared) -> float:
+    """Bits of storage per weight of the model without its adapters; a technique that quantises says its own."""
+    adapted = prepared.is_adapted
+    own = [p for p in prepared.model.parameters() if not (adapted and p.requires_grad)]
+    return 8 * sum(p.nbytes for p in own) / sum(p.numel() for p in own)
+
+
+def trained_file(prepared: TrainedPrepared) -> bytes:
+    """What was trained, as the bytes of a safetensors file."""
+    return safetensors.torch.save(
+        {name: p.detach().contiguous() for name, p in prepared.model.named_parameters() if p.requires_grad}
+    )
+
+
+@torch.no_grad()
+def loads_again(technique: Finetuning, prepared: TrainedPrepared, saved: bytes, text: Text, source: Source) -> Gate:
+    """Whether a model that has lost what was trained computes the same again, once the file is loaded.
+
+    Args:
+        saved: the safetensors file.
+        text: read before and after.
+    """
+    (before,) = distributions(technique, prepared, [text], source.device)
+    loaded = safetensors.torch.load(saved)
+    trained = {name: p for name, p in prepared.model.named_parameters() if p.requires_grad}
+    for parameter in trained.values():
+        parameter.fill_(1.0)
+    (lost,) = distributions(technique, prepared, [text], source.device)
+    for name, tensor in loaded.items():
+        trained[name].copy_(tensor)
+    (after,) = distributions(technique, prepared, [text], source.device)
+    apart, without = float((after - before).abs().max()), float((lost - before).abs().max())
+    # the same kernels on the same bits; a GPU may add them up in another order
+    allowed = 0.0 if source.device == "cpu" else 16 * torch.finfo(source.torch_dtype).eps
+    detail = (
+        f"saved, overwritten and loaded, log-likelihoods are {apart:.2g} nat from what they were "
+        f"({without:.2g} while overwritten), {allowed:.2g} allowed"
+    )
+    return Gate("saved", apart <= allowed and loaded.keys() == trained.keys(), detail)
 
 
 @torch.no_grad()

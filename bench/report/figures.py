@@ -9,12 +9,11 @@ from typing import Any, Literal
 from bench import stats
 from bench.metrics import GLOSSARY, Metric
 from bench.outcome import Row
-from bench.report import table
+from bench.report import grids, table
 from bench.report.overview import label
 from bench.technique import Axis
 
 DRAWN = frozenset({"ok", "ungated"})
-UNEXPLAINED = "not explained"
 MOST_POINTS = 400
 """A longer curve is thinned to about so many."""
 
@@ -141,14 +140,13 @@ def _stack(comparison: str, rows: list[Row]) -> Drawing:
         if row.status not in DRAWN:
             left_out.append(f"{row.arm}: {label(row.status)}")
             continue
-        memories = [part["memory"] for part in row.record["rounds"] if part.get("memory")]
-        known = sorted((one for one in memories if one.get("peak")), key=lambda one: float(one["peak"]))
-        if not known:
+        middle = grids.middle_memory(row)
+        if middle is None:
+            memories = [part["memory"] for part in row.record["rounds"] if part.get("memory")]
             reason = next((one.get("reason") for one in memories if one.get("reason")), "")
             left_out.append(f"{row.arm}: not measured{f', {reason}' if reason else ''}")
             continue
-        middle = known[(len(known) - 1) // 2]
-        parts = _parts(middle)
+        parts = grids.memory_parts(middle)
         lines += [
             {"arm": row.arm, "component": name, "bytes": count, "peak_bytes": middle["peak"]}
             for name, count in parts.items()
@@ -168,14 +166,6 @@ def _stack(comparison: str, rows: list[Row]) -> Drawing:
         "" if lines else "no arm's memory was measured",
         tuple(left_out),
     )
-
-
-def _parts(memory: Mapping[str, Any]) -> dict[str, int]:
-    """Component -> bytes, those that are there; a record without parts has components and what it started from."""
-    parts = memory.get("parts")
-    if parts is None:
-        parts = {"runtime": memory.get("runtime"), **(memory.get("components") or {})}
-    return {name: int(count) for name, count in {**parts, UNEXPLAINED: memory.get("rest")}.items() if count}
 
 
 def _curves(comparison: str, rows: list[Row]) -> Iterator[Drawing]:

@@ -1,17 +1,19 @@
-"""Tables beside the verdicts: a comparison by kind of prompt, by place in the draft, and by part of a step."""
+"""Tables beside the verdicts: by kind of prompt, by place in the draft, by part of a step and of memory, and counts."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bench.metrics import GLOSSARY
 from bench.outcome import Row
 from bench.report import table
 
 OF_A_KIND = ("tpot", "acceptance_rate")
+UNEXPLAINED = "not explained"
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Grid:
 
 def of(rows: Sequence[Row]) -> list[Grid]:
     """The tables that a comparison's records have something for."""
-    return [grid for grid in (_kinds(rows), _places(rows), _pieces(rows), _phases(rows)) if grid.lines]
+    found = (_kinds(rows), _places(rows), _pieces(rows), _phases(rows), _components(rows), _counted(rows))
+    return [grid for grid in found if grid.lines]
 
 
 def _kinds(rows: Sequence[Row]) -> Grid:
@@ -91,6 +94,57 @@ def _phases(rows: Sequence[Row]) -> Grid:
         lines.append([row.arm, f"{whole / tokens * 1e3:.3g} ms", *shares])
     caption = "By part of a step: time a token of the profile pass, which waits at every mark and so takes longer"
     return Grid(caption, ("arm", "all", *names, "rest"), lines)
+
+
+def _components(rows: Sequence[Row]) -> Grid:
+    metric = GLOSSARY["peak_memory"]
+    held = [(row, one) for row in rows if not table.hidden(row, metric) and (one := middle_memory(row))]
+    names = tuple(dict.fromkeys(name for _, one in held for name in memory_parts(one)))
+    lines = []
+    for row, one in held:
+        parts = memory_parts(one)
+        cells = [table.value(metric, parts[name]) if name in parts else "none" for name in names]
+        share = one.get("explained")
+        named = "not known" if share is None else f"{share:.1%}"
+        lines.append([row.arm, table.value(metric, one["peak"]), *cells, named])
+    caption = (
+        "What the peak of memory is made of in the round whose peak is the middle one, and how much of it is named"
+    )
+    return Grid(caption, ("arm", "peak", *names, "named"), lines)
+
+
+def _counted(rows: Sequence[Row]) -> Grid:
+    """Counts of the quality pass, the mean over the seeds: bits per parameter, likelihood before the training ..."""
+    found: list[tuple[Row, dict[str, list[float]]]] = []
+    for row in rows:
+        of_row: dict[str, list[float]] = {}
+        for record in row.records:
+            for name, count in ((record["quality"] or {}).get("counts") or {}).items():
+                if count is not None and not name.startswith(("tried_", "accepted_")):  # told by place
+                    of_row.setdefault(name, []).append(count)
+        if of_row and row.status != "invalid":
+            found.append((row, of_row))
+    names = tuple(dict.fromkeys(name for _, of_row in found for name in of_row))
+    lines = [
+        [row.arm, *(f"{statistics.mean(of_row[name]):.7g}" if name in of_row else "none" for name in names)]
+        for row, of_row in found
+    ]
+    return Grid("Counted in the quality pass, mean over the seeds", ("arm", *names), lines)
+
+
+def middle_memory(row: Row) -> Mapping[str, Any] | None:
+    """What the memory pass said in the round whose peak is the middle one; None where no peak is known."""
+    known = [part["memory"] for part in row.record["rounds"] if (part.get("memory") or {}).get("peak")]
+    known.sort(key=lambda one: float(one["peak"]))
+    return known[(len(known) - 1) // 2] if known else None
+
+
+def memory_parts(memory: Mapping[str, Any]) -> dict[str, int]:
+    """Component -> bytes, those that are there; a record without parts has components and what it started from."""
+    parts = memory.get("parts")
+    if parts is None:
+        parts = {"runtime": memory.get("runtime"), **(memory.get("components") or {})}
+    return {name: int(count) for name, count in {**parts, UNEXPLAINED: memory.get("rest")}.items() if count}
 
 
 def _timed(rows: Sequence[Row]) -> Iterator[Row]:

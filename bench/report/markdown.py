@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bench import outcome
@@ -71,9 +71,27 @@ def _comparison(comparison: str, rows: list[outcome.Row]) -> list[str]:
             if gate["passed"]
         ]
     lines += [*grid(("arm", "status", *outcome.AXES), cells), "", *notes]
+    others = list(_others(rows))
+    if others:
+        lines += ["", "What else was measured, and its change; none of it is judged.", ""]
+        lines += grid(("metric", *(row.arm for row in rows)), others)
     for one in grids.of(rows):
         lines += ["", f"{one.caption}.", "", *grid(one.columns, one.lines)]
     return lines
+
+
+def _others(rows: Sequence[outcome.Row]) -> Iterator[list[str]]:
+    """A line per metric that is primary on no axis, a cell per arm."""
+    primary = {rows[0].record["primary"][axis] for axis in outcome.AXES}
+    for name in dict.fromkeys(name for row in rows for name in row.estimates if name not in primary):
+        metric, cells = GLOSSARY[name], []
+        for row in rows:
+            estimate, missing = row.estimates.get(name), table.hidden(row, metric)
+            if estimate is None or missing:
+                cells.append(missing or "not measured")
+            else:
+                cells.append(f"{table.value(metric, estimate.value)}, {table.change(metric, estimate)}")
+        yield [name, *cells]
 
 
 def _resolution(calibration: Mapping[str, Any]) -> list[str]:
@@ -86,7 +104,8 @@ def _resolution(calibration: Mapping[str, Any]) -> list[str]:
 
 
 def _glossary(comparisons: Mapping[str, list[outcome.Row]]) -> list[str]:
-    used = {row.record["primary"][axis] for rows in comparisons.values() for row in rows for axis in outcome.AXES}
+    every = [row for rows in comparisons.values() for row in rows]
+    used = {row.record["primary"][axis] for row in every for axis in outcome.AXES}.union(*(r.estimates for r in every))
     lines = ["## Glossary", "", "A change is a ratio to the baseline (x) or a difference from it (+/-), with its"]
     lines += ["interval over rounds of processes (latency, memory), items or training seeds (quality).", ""]
     for name in sorted(used):
@@ -98,7 +117,7 @@ def _glossary(comparisons: Mapping[str, list[outcome.Row]]) -> list[str]:
 def grid(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
     """A table."""
     rule = f"|{'---|' * len(columns)}"
-    return [f"| {' | '.join(columns)} |", rule, *(f"| {' | '.join(map(cell, line))} |" for line in lines)]
+    return [f"| {' | '.join(map(cell, columns))} |", rule, *(f"| {' | '.join(map(cell, line))} |" for line in lines)]
 
 
 def cell(text: str) -> str:

@@ -30,7 +30,7 @@ def value(metric: Metric, number: float) -> str:
 def change(metric: Metric, estimate: stats.Estimate) -> str:
     """The change against the baseline with its interval: `x0.71 [0.69, 0.73]` or `+0.143 [+0.136, +0.150]`."""
     if estimate.change is None:
-        return estimate.reason and ("baseline" if "baseline" in estimate.reason else estimate.reason)
+        return "baseline" if estimate.reason == stats.THE_BASELINE else estimate.reason
     form = "{:.3f}" if metric.relative else "{:+.3f}"
     text = ("x" if metric.relative else "") + form.format(estimate.change)
     if estimate.low is None or estimate.high is None:

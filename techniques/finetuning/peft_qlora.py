@@ -15,7 +15,7 @@ from bench.models import Sources
 from bench.registry import register
 from techniques.finetuning.core.checkpointing import checkpointed
 from techniques.finetuning.core.optimizers import OptimizerName, optimizer_of
-from techniques.finetuning.core.peft_model import PeftPrepared, constants, wrapped
+from techniques.finetuning.core.peft_model import PeftPrepared, bits_per_parameter, constants, wrapped
 
 
 @register
@@ -89,6 +89,7 @@ class PeftQlora(Finetuning):
         prepared.optimizer = self.optimizer_over(prepared.trainable)
         prepared.merge = model.merge_adapter
         prepared.components["quantisation_constants"] = lambda: constants(model)
+        prepared.facts["bits_per_parameter"] = bits_per_parameter(model)
         return prepared
 
     def optimizer_over(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:

@@ -52,3 +52,17 @@ def constants(model: nn.Module) -> Iterator[Tensor]:
             yield from (state.absmax, state.code)
             if state.nested:
                 yield from (state.offset, state.state2.absmax, state.state2.code)
+
+
+def bits_per_parameter(model: nn.Module) -> float:
+    """Bits of storage per weight over all 4-bit layers: codes and constants, not the tables of code books."""
+    from bitsandbytes.nn import Linear4bit
+
+    bits = weights = 0
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            state = module.weight.quant_state
+            held = [module.weight, state.absmax, *((state.offset, state.state2.absmax) if state.nested else ())]
+            bits += 8 * sum(tensor.nbytes for tensor in held)
+            weights += module.in_features * module.out_features
+    return bits / weights

@@ -7,12 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bench.errors import Unsupported
-from bench.families.finetuning_workload import FinetuningWorkload, distributions, divergence, keeps_apart
+from bench.families.finetuning_workload import (
+    FinetuningWorkload,
+    bits_per_parameter,
+    distributions,
+    divergence,
+    keeps_apart,
+    loads_again,
+    trained_file,
+)
 from bench.families.texts import Text, whole
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
@@ -225,3 +234,47 @@ def test_virtual_tokens_are_not_packed(method: Any):
     texts = WORKLOAD.build(SOURCES, 0)["heldout"]
     with pytest.raises(Unsupported, match="no forward pass for packed texts: set packing=false"):
         keeps_apart(technique, arm, texts[:2], SOURCE)
+
+
+@pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2"])
+@pytest.mark.parametrize("technique", [Lora(), PeftAdapter()], ids=["lora", "peft"])
+def test_what_was_trained_is_saved_and_loaded(technique: Any, name: str):
+    """The gate writes over what was trained: what is not in the file, or not as it was, does not come again."""
+    source = Source(name)
+    arm = technique.prepare(Sources(source))
+    with torch.no_grad():
+        for parameter in arm.trainable:
+            parameter.normal_(std=0.1)
+    (text,) = whole([list(range(40))])
+    bits = [p.detach().clone() for p in arm.trainable]
+    saved = trained_file(arm)
+    gate = loads_again(technique, arm, saved, text, source)
+    assert gate.passed, gate.detail
+    assert all(torch.equal(a, b) for a, b in zip(bits, arm.trainable, strict=True))
+    assert "(0 while" not in gate.detail, "what is overwritten must show"
+    tensors = safetensors.torch.load(saved)
+    first = next(iter(tensors))
+    rounded = {key: tensor.bfloat16().float() for key, tensor in tensors.items()}
+    lacking = {key: tensor for key, tensor in tensors.items() if key != first}
+    for spoiled in (rounded, lacking):
+        assert not loads_again(technique, arm, safetensors.torch.save(spoiled), text, source).passed
+
+
+def test_adapted_arms_have_the_gate():
+    found = quality(Lora(), Counting(steps=2, batch_size=2, other_items=0))
+    assert [gate.name for gate in found.gates if gate.passed] == ["finite", "frozen", "saved"]
+    assert "saved" not in {gate.name for gate in quality(Full()).gates}
+
+
+@pytest.mark.parametrize(
+    ("technique", "bits"), [(Full(precision="pure"), 16), (Full(precision="float32"), 32), (Lora(), 16)]
+)
+def test_bits_are_those_of_the_model_without_its_adapters(technique: Any, bits: int):
+    """Adapters are of 32 bits here, and no part of it."""
+    arm = technique.prepare(Sources(Source("tiny:llama", dtype="bfloat16")))
+    assert bits_per_parameter(arm) == bits
+
+
+def test_a_technique_that_quantises_says_its_own_bits():
+    found = quality(Qlora(double_quantisation=False), Counting(steps=2, batch_size=2, other_items=0))
+    assert found.counts["bits_per_parameter"] == pytest.approx(4.5, abs=0.1)

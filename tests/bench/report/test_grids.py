@@ -35,7 +35,7 @@ def of(*records: dict[str, Any]) -> list[grids.Grid]:
 
 
 def test_kinds_places_and_phases(make: Make) -> None:
-    kinds, places, pieces, phases = of(
+    kinds, places, pieces, phases, _ = of(
         make("autoregressive", baseline="autoregressive"), speculating(make, "speculative")
     )
     assert kinds.columns == ("arm", "chat", "sums")
@@ -61,3 +61,23 @@ def test_both_pages_show_them(make: Make, manifest: dict[str, Any]) -> None:
     for page in (markdown.as_markdown(manifest, comparisons, []), html.as_html(manifest, comparisons, [])):
         assert "0.333 of 15" in page
         assert "100 ms (50%)" in page
+
+
+def test_components_of_the_middle_peak_and_what_was_counted(make: Make) -> None:
+    """Of five rounds the third highest peak is shown; a seed's count is averaged with the other seeds'."""
+    first, second = make("own", baseline="own", seed=0), make("own", baseline="own", seed=1)
+    for part, megabytes in zip(first["rounds"], (5, 1, 4, 3, 2), strict=True):
+        parts = {"weights": megabytes * 10**6 // 2, "activations": megabytes * 10**5, "operators": 0}
+        part["memory"] |= {"peak": megabytes * 10**6, "parts": parts, "rest": 1000, "explained": 0.923}
+    second["rounds"] = []
+    first["quality"]["counts"] = {"bits_per_parameter": 4.127, "nll_before": 2.0}
+    second["quality"]["counts"] = {"bits_per_parameter": 4.127, "nll_before": 3.0}
+    other = make("other", baseline="own", seed=0)
+    for part in other["rounds"]:
+        part["memory"] = None
+    other["quality"]["counts"] = {"nll_before": 1.0, "tried_1": 4}
+    memory, counted = of(first, second, other)
+    assert memory.columns == ("arm", "peak", "weights", "activations", "not explained", "named")
+    assert memory.lines == [["own", "3 MB", "1.5 MB", "300 kB", "1 kB", "92.3%"]]
+    assert counted.columns == ("arm", "bits_per_parameter", "nll_before")
+    assert counted.lines == [["own", "4.127", "2.5"], ["other", "none", "1"]]

@@ -1,0 +1,86 @@
+"""The safetensors files that hold a model's weights: which there are, and one tensor of them at a time."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bench.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def of(model: str, path: str) -> list[Path]:
+    """The files of a model, by name.
+
+    Args:
+        model: its name, for messages.
+        path: its folder, or its id on a hub, whose files are fetched if need be.
+
+    Raises:
+        ModelError: there are none, or the hub does not give them.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
+        except Exception as error:  # in whatever way a network, a proxy or a hub can fail
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ModelError(f"model {model!r}: its weights cannot be fetched: {reason}") from error
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ModelError(f"model {model!r}: no safetensors file in its folder (pickles are not read)")
+    return files
+
+
+def tensor(model: str, files: Iterable[Path], names: Sequence[str]) -> Tensor:
+    """The first tensor that has one of these names, on the CPU.
+
+    Raises:
+        ModelError: a file is damaged, or none holds such a tensor.
+    """
+    for file in files:
+        with opened(model, file) as reader:
+            keys = set(reader.keys())
+            for name in names:
+                if name in keys:
+                    found: Tensor = reader.get_tensor(name)
+                    return found
+    raise ModelError(f"model {model!r} has no tensor {names[0]!r} in its safetensors files")
+
+
+def check(model: str, files: Iterable[Path]) -> None:
+    """Look at every file's header.
+
+    Raises:
+        ModelError: one is damaged.
+    """
+    for file in files:
+        with opened(model, file):
+            pass
+
+
+@contextlib.contextmanager
+def opened(model: str, file: Path) -> Iterator[Any]:
+    """A reader of one file.
+
+    Raises:
+        ModelError: the file is cut off or altered, so that its header does not fit it, or cannot be read at all.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt") as reader:
+            yield reader
+    except (SafetensorError, OSError) as error:
+        # what comes from a hub is a link into its cache: the file behind it is the damaged one
+        where = f" ({file.resolve()})" if file.is_symlink() else ""
+        raise ModelError(
+            f"model {model!r}: the weights in {file.name} are damaged: {str(error).splitlines()[0]}; "
+            f"delete the file{where} and fetch it again, or save the model again with save_pretrained"
+        ) from error
