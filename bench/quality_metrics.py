@@ -221,8 +221,9 @@ QUALITY = (
         "quality",
         "reward",
         "higher",
-        "The same where the KL divergence from the reference first reaches the workload's budget, by linear "
-        "interpolation between two checkpoints; at the end of the training where it never does.",
+        "Reward of completions of fresh prompts where the KL divergence from the reference first reaches the "
+        "workload's budget, by linear interpolation between two checkpoints; at the end of the training where it "
+        "never does.",
         0.01,
         relative=False,
     ),

@@ -20,7 +20,7 @@ from bench.registry import register
 from bench.technique import Axis, Prepared, Technique
 from bench.workload import Built, Quality, Work
 from benchmarks.preference.core import frontier, rewards
-from benchmarks.preference.core.looks import Look, drawn, look, mean, written
+from benchmarks.preference.core.looks import Look, drawn, half_interval, look, mean, written
 from benchmarks.preference.core.sampled_pairs import sampled_pairs
 
 OPENINGS = Path(__file__).with_suffix(".txt")
@@ -224,10 +224,17 @@ class ControlledSentiment(PreferenceWorkload):
                 0.5 + 0.5 * ((own > other) - (own < other)) for own, other in zip(last.rewards, base, strict=True)
             ]
         quality.curves["reward_over_kl"] = [[one.divergence, one.reward] for one in looks]
+        quality.half_widths["reward_over_kl"] = [
+            [half_interval(one.divergences), half_interval(one.rewards)] for one in looks
+        ]
         if technique.trains:
             quality.metrics["kl"] = last.divergences
             quality.curves["reward"] = [[float(one.step), one.reward] for one in looks]
             quality.curves["kl"] = [[float(one.step), one.divergence] for one in looks]
+            quality.half_widths |= {
+                "reward": [[None, half_interval(one.rewards)] for one in looks],
+                "kl": [[None, half_interval(one.divergences)] for one in looks],
+            }
         else:
             quality.counts["kl_bound"] = last.divergence
         if reference is None:
