@@ -258,6 +258,16 @@ QUALITY = (
         relative=False,
     ),
     Metric(
+        "distinct",
+        "quality",
+        "share",
+        "higher",
+        "Share of the pairs of neighbouring tokens in all completions of one fresh prompt that are different ones: low "
+        "where a policy always writes the same.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
         "chosen_nll",
         "quality",
         "nat/token",

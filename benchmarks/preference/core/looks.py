@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,6 +18,8 @@ from bench.families.preference import Preference
 from bench.families.rollout import Rollout, divergence, scored
 from bench.families.training import TrainedPrepared
 from bench.models import Source
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -44,7 +46,11 @@ class Look:
 
     def by_prompt(self, values: Sequence[float]) -> list[float]:
         """Mean per prompt of values that stand as `completions` do."""
-        return [mean(values[row :: len(self.rewards)]) for row in range(len(self.rewards))]
+        return [mean(own) for own in self.of_prompts(values)]
+
+    def of_prompts(self, values: Sequence[T]) -> list[Sequence[T]]:
+        """Values that stand as `completions` do, those of each prompt."""
+        return [values[row :: len(self.rewards)] for row in range(len(self.rewards))]
 
 
 def look(
