@@ -196,17 +196,21 @@ def _curves(comparison: str, rows: list[Row]) -> Iterator[Drawing]:
         for record in row.records:
             quality = record["quality"] or {}
             curves = dict(quality.get("curves") or {})
+            half_widths = dict(quality.get("half_widths") or {})
+            _along_seconds(row, curves, half_widths)
             if record.get("curve"):
                 curves.setdefault("loss", record["curve"])
             name = f"{row.arm} (seed {record['seed']})" if len(row.records) > 1 else row.arm
             seeds[name] = row.arm
             for curve, points in curves.items():
                 figure, _, line = curve.partition(": ")
-                widths[figure, line or name] = (quality.get("half_widths") or {}).get(curve) or []
+                widths[figure, line or name] = half_widths.get(curve) or []
                 if points:
                     found.setdefault(figure, {}).setdefault(line or name, points)
     invalid = tuple(f"{row.arm}: {label(row.status)}" for row in rows if row.status == "invalid")
-    for curve, arms in found.items():
+    for curve, several in found.items():
+        # lines of no arm last: an arm looks the same in all figures
+        arms = dict(sorted(several.items(), key=lambda one: one[0] not in seeds))
         y, _, x = curve.partition("_over_")
         x = x or "step"
         step = -(-max(map(len, arms.values())) // MOST_POINTS)
@@ -241,6 +245,15 @@ def _curves(comparison: str, rows: list[Row]) -> Iterator[Drawing]:
             left_out=invalid,
             arms={name: seeds.get(name, name) for name in arms},
         )
+
+
+def _along_seconds(row: Row, curves: dict[str, Any], half_widths: dict[str, Any]) -> None:
+    """Add `reward_over_seconds`, of a step's measured time: arms whose steps cost unlike are read at one cost."""
+    step = row.estimates.get("time_per_step")
+    if "reward" in curves and step and row.status in DRAWN:
+        curves["reward_over_seconds"] = [[at * step.value, reward] for at, reward in curves["reward"]]
+        if "reward" in half_widths:
+            half_widths["reward_over_seconds"] = half_widths["reward"]
 
 
 def _thinned(points: list[Any], step: int) -> list[Any]:
