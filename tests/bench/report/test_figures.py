@@ -115,7 +115,7 @@ def test_intervals_of_a_curve_stand_beside_its_points(make: Callable[..., dict[s
     }
     other["quality"]["curves"] = {"reward": [[0.0, 0.4]]}
     found = drawings([base, other])
-    first, last, oracle = found["decoding.chat.reward_over_kl"].lines  # other has none there
+    first, last, oracle = found["decoding.chat.reward_over_kl"].lines
     assert first == pytest.approx(
         {"arm": "base", "kl": 0, "reward": 0.1, "kl_low": 0, "kl_high": 0, "reward_low": 0.05, "reward_high": 0.15}
     )
