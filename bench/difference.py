@@ -74,10 +74,14 @@ def _difference(name: str, left: list[Any], right: list[Any], bound: float) -> D
 
 def compared(quality: Mapping[str, Any]) -> dict[str, Any]:
     """What of a quality pass must come again: all of it but the gates' sentences, which repeat figures rounded."""
-    other = {key: value for key, value in quality.items() if key not in {"metrics", "curves", "gates"}}
+    other = {key: value for key, value in quality.items() if key not in {"metrics", "curves", "half_widths", "gates"}}
     # a curve's columns have scales of their own
-    curves = {
-        name: dict(zip("xy", zip(*points, strict=True), strict=False)) for name, points in quality["curves"].items()
-    }
+    curves, half_widths = (
+        {
+            name: dict(zip("xy", zip(*points, strict=True), strict=False))
+            for name, points in quality.get(key, {}).items()
+        }
+        for key in ("curves", "half_widths")
+    )
     passed = {gate["name"]: gate["passed"] for gate in quality["gates"]}
-    return {**quality["metrics"], "curves": curves, **other, "gates": passed}
+    return {**quality["metrics"], "curves": curves, "half_widths": half_widths, **other, "gates": passed}

@@ -221,8 +221,9 @@ QUALITY = (
         "quality",
         "reward",
         "higher",
-        "The same where the KL divergence from the reference first reaches the workload's budget, by linear "
-        "interpolation between two checkpoints; at the end of the training where it never does.",
+        "Reward of completions of fresh prompts where the KL divergence from the reference first reaches the "
+        "workload's budget, by linear interpolation between two checkpoints; at the end of the training where it "
+        "never does.",
         0.01,
         relative=False,
     ),
@@ -253,6 +254,16 @@ QUALITY = (
         "share",
         "lower",
         "Share of a completion's runs of three tokens that stood in it before.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
+        "distinct",
+        "quality",
+        "share",
+        "higher",
+        "Share of the pairs of neighbouring tokens in all completions of one fresh prompt that are different ones: low "
+        "where a policy always writes the same.",
         0.01,
         relative=False,
     ),

@@ -50,6 +50,8 @@ class Quality:
     """A few samples to read: prompt and output."""
     curves: dict[str, list[list[float]]] = field(default_factory=dict)
     """Name -> points (x, y): a loss over steps."""
+    half_widths: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    """Curve -> half the 95 % interval of each point over the items, (x, y); none where it is not known."""
     counts: dict[str, float] = field(default_factory=dict)
     """Totals of what the steps counted: drafted, accepted, kept ..."""
     gates: list[Gate] = field(default_factory=list)

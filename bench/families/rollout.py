@@ -141,6 +141,16 @@ def divergence(
     return found
 
 
+def distinct(completions: Sequence[Sequence[int]], size: int = 2) -> float:
+    """Share of the runs of `size` tokens in some completions that are different ones (Li et al. 2016, distinct-n).
+
+    Between as many completions of one prompt it falls where a policy writes the same each time. 1 where no completion
+    is that long.
+    """
+    runs = [tuple(ids[i : i + size]) for ids in completions for i in range(len(ids) - size + 1)]
+    return len(set(runs)) / len(runs) if runs else 1.0
+
+
 def repetition(ids: Sequence[int], size: int = 3) -> float:
     """Share of a completion's runs of `size` tokens that stood in it before; 0 where it is shorter."""
     runs = [tuple(ids[i : i + size]) for i in range(len(ids) - size + 1)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
+from bench import stats
 from bench.metrics import GLOSSARY
 from bench.outcome import AXES, Row
 from bench.report import calibration, cautions, figures, grids, overview, plots, scaling, table
@@ -63,6 +64,7 @@ def _section(number: int, comparison: str, rows: list[Row]) -> dict[str, Any]:
         "blocks": _blocks(rows),
         "grids": grids.of(rows),
         "figures": [_figure(drawing) for drawing in figures.of(comparison, rows)],
+        "counted": _counted(rows),
         "samples": _samples(rows),
     }
 
@@ -122,6 +124,22 @@ def _figure(drawing: Drawing) -> dict[str, Any]:
         "svg": "" if drawing.missing else Markup(plots.svg(drawing)),
         "csv": f"data:text/csv;charset=utf-8;base64,{data}",
     }
+
+
+def _counted(rows: list[Row]) -> list[dict[str, Any]]:
+    """What the quality pass counted beside its metrics -> of every arm, the mean over its seeds that have it."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        for record in row.records if row.status in figures.DRAWN else ():
+            for name, count in ((record["quality"] or {}).get("counts") or {}).items():
+                found.setdefault(name, {}).setdefault(row.arm, []).append(count)
+    return [
+        {
+            "name": name.replace("_", " "),
+            "cells": [f"{stats.fmean(arms[row.arm]):.4g}" if row.arm in arms else "" for row in rows],
+        }
+        for name, arms in found.items()
+    ]
 
 
 def _samples(rows: list[Row]) -> list[dict[str, Any]]:

@@ -83,6 +83,8 @@ def svg(drawing: Drawing) -> str:
 
 
 def _names(drawing: Drawing) -> list[str]:
+    if drawing.arms:
+        return list(dict.fromkeys(drawing.arms.values()))
     key = "component" if drawing.kind == "stack" else "arm"
     return list(dict.fromkeys(str(line[key]) for line in drawing.lines))
 
@@ -143,7 +145,7 @@ def _scatter(axes: Axes, drawing: Drawing) -> list[Any]:
 
 def _arms(line: Mapping[str, Any], name: str) -> list[list[float]] | None:
     """Lengths of an error bar to both sides; intervals need not be even."""
-    low, high = line[f"{name}_low"], line[f"{name}_high"]
+    low, high = line.get(f"{name}_low"), line.get(f"{name}_high")
     if low is None or high is None:
         return None
     return [[max(line[name] - low, 0.0)], [max(high - line[name], 0.0)]]
@@ -182,22 +184,34 @@ def _stack(axes: Axes, drawing: Drawing) -> list[Any]:
 
 def _curve(axes: Axes, drawing: Drawing) -> list[Any]:
     """Draw the curves; returns one mark per arm for the legend."""
-    across, up = drawing.columns[1:]
-    marks = []
-    for number, arm in enumerate(_names(drawing)):
-        points = [line for line in drawing.lines if line["arm"] == arm and line[up] is not None]
-        marks += axes.plot(
+    across, up = drawing.columns[1:3]
+    marks: dict[str, Any] = {}
+    places = {name: place for place, name in enumerate(_names(drawing))}
+    for curve, arm in drawing.arms.items():
+        points = [line for line in drawing.lines if line["arm"] == curve and line[up] is not None]
+        number = places[arm]
+        (mark,) = axes.plot(
             [point[across] for point in points],
             [point[up] for point in points],
             linestyle=DASHES[number % len(DASHES)],
-            marker=MARKERS[number % len(MARKERS)],
+            marker=MARKERS[(number + number // len(SERIES)) % len(MARKERS)],
             markevery=max(1, len(points) // 8),
             markersize=5,
             color=SERIES[number % len(SERIES)],
             linewidth=1.4,
         )
+        marks.setdefault(arm, mark)
+        for point in points if len(drawing.columns) > 3 else ():
+            axes.errorbar(
+                point[across],
+                point[up],
+                xerr=_arms(point, across),
+                yerr=_arms(point, up),
+                color=SERIES[number % len(SERIES)],
+                elinewidth=0.6,
+            )
     axes.set_xlabel(drawing.x)
-    return marks
+    return list(marks.values())
 
 
 def _wrapped(title: str) -> str:

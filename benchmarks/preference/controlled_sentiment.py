@@ -13,14 +13,14 @@ from bench import text_file
 from bench.errors import UsageError
 from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
-from bench.families.rollout import Rollout, repetition, sample, scored
+from bench.families.rollout import Rollout, distinct, repetition, sample, scored
 from bench.families.training import TrainedPrepared, frozen, training_gates
 from bench.models import Source, Sources
 from bench.registry import register
 from bench.technique import Axis, Prepared, Technique
 from bench.workload import Built, Quality, Work
 from benchmarks.preference.core import frontier, rewards
-from benchmarks.preference.core.looks import Look, drawn, look, mean, written
+from benchmarks.preference.core.looks import Look, drawn, half_interval, look, mean, written
 from benchmarks.preference.core.sampled_pairs import sampled_pairs
 
 OPENINGS = Path(__file__).with_suffix(".txt")
@@ -150,6 +150,7 @@ class ControlledSentiment(PreferenceWorkload):
             train[row] = Pair(prompt=pair["prompt"], chosen=pair["rejected"], rejected=pair["chosen"])
         heldout = sampled_pairs(write, fresh, self.items, gap, seed)
         own = [write(fresh) for _ in range(self.oracle)]
+        texts = [completions for completions, _ in own]
         return {
             **built,
             "train": train,
@@ -159,6 +160,8 @@ class ControlledSentiment(PreferenceWorkload):
             "oracle": [list(of_prompt) for of_prompt in zip(*(worth for _, worth in own), strict=True)],
             "before": [written(source, ids) for ids in own[0][0]],
             "before_tokens": mean([float(len(ids)) for completions, _ in own for ids in completions]),
+            # of as many completions as are looked at later: of more of them fewer are different
+            "before_distinct": mean([distinct(of_prompt[: self.samples]) for of_prompt in zip(*texts, strict=True)]),
             "before_repetition": mean([repetition(ids) for completions, _ in own for ids in completions]),
         }
 
@@ -217,6 +220,7 @@ class ControlledSentiment(PreferenceWorkload):
             ),
             "reward": last.rewards,
             "repetition": last.by_prompt([repetition(ids) for ids in last.completions]),
+            "distinct": [distinct(own) for own in last.of_prompts(last.completions)],
         }
         base = last.rewards if technique.baseline else reference.metrics["reward"] if reference else None
         if base is not None:
@@ -224,10 +228,17 @@ class ControlledSentiment(PreferenceWorkload):
                 0.5 + 0.5 * ((own > other) - (own < other)) for own, other in zip(last.rewards, base, strict=True)
             ]
         quality.curves["reward_over_kl"] = [[one.divergence, one.reward] for one in looks]
+        quality.half_widths["reward_over_kl"] = [
+            [half_interval(one.divergences), half_interval(one.rewards)] for one in looks
+        ]
         if technique.trains:
             quality.metrics["kl"] = last.divergences
             quality.curves["reward"] = [[float(one.step), one.reward] for one in looks]
             quality.curves["kl"] = [[float(one.step), one.divergence] for one in looks]
+            quality.half_widths |= {
+                "reward": [[None, half_interval(one.rewards)] for one in looks],
+                "kl": [[None, half_interval(one.divergences)] for one in looks],
+            }
         else:
             quality.counts["kl_bound"] = last.divergence
         if reference is None:
@@ -239,6 +250,8 @@ class ControlledSentiment(PreferenceWorkload):
             "output_tokens": mean([float(len(ids)) for ids in last.completions]),
             "repetition_before": built["before_repetition"],
         }
+        if self.oracle >= self.samples:
+            quality.counts["distinct_before"] = built["before_distinct"]
         for row in range(min(SHOWN, len(last.texts))):
             opening = source.tokenizer.decode(built["fresh"][row], skip_special_tokens=True)
             shown = f"{opening} ... (before training:{built['before'][row]})"

@@ -135,9 +135,16 @@ class TrlDpo(PolicyTechnique):
         return trainer
 
     def steps(self, prepared: TrainedPrepared, job: PreferenceJob) -> Generator[Step]:
+        """The family's loop over the trainer's own batches.
+
+        They are laid out here and not within the first step: a batch of ours is laid out before its step, too.
+        """
         collated = tuple(self._collated(prepared.state, batch) for batch in job.batches)
+        return self._trained_on(prepared, replace(job, batches=collated))
+
+    def _trained_on(self, prepared: TrainedPrepared, job: PreferenceJob) -> Generator[Step]:
         try:
-            yield from super().steps(prepared, replace(job, batches=collated))
+            yield from super().steps(prepared, job)
         finally:
             prepared.state._metrics["train"].clear()
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from bench import stats
 from bench.errors import Unsupported
 from bench.families.completions import completion_logits
 from bench.families.preference import Preference
 from bench.families.rollout import Rollout, divergence, scored
 from bench.families.training import TrainedPrepared
 from bench.models import Source
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -42,7 +46,11 @@ class Look:
 
     def by_prompt(self, values: Sequence[float]) -> list[float]:
         """Mean per prompt of values that stand as `completions` do."""
-        return [mean(values[row :: len(self.rewards)]) for row in range(len(self.rewards))]
+        return [mean(own) for own in self.of_prompts(values)]
+
+    def of_prompts(self, values: Sequence[T]) -> list[Sequence[T]]:
+        """Values that stand as `completions` do, those of each prompt."""
+        return [values[row :: len(self.rewards)] for row in range(len(self.rewards))]
 
 
 def look(
@@ -92,6 +100,11 @@ def written(source: Source, ids: Sequence[int]) -> str:
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half the 95 % interval of the mean over prompts (Student's t); None under two."""
+    return stats.half_width(math.sqrt(stats.variance(values)), len(values)) if len(values) > 1 else None
 
 
 def drawn(source: Source) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from bench.errors import BenchError, Unsupported
 from bench.families import rollout as rollouts
 from bench.families.completions import completion_logits
-from bench.families.rollout import Rollout, divergence, drawn_ids, permitted, repetition, sample, scored
+from bench.families.rollout import Rollout, distinct, divergence, drawn_ids, permitted, repetition, sample, scored
 from bench.models import Source
 
 MODELS = ["tiny:llama", "tiny:gpt2", "tiny:qwen3"]
@@ -163,6 +163,16 @@ def test_a_reward_that_is_no_number_is_named(bad: float):
     assert scored(given, ["one", "three"]) == [1.0, 1.0]
     with pytest.raises(BenchError, match=r"reward of completion 2 is .*finite.*'two words'"):
         scored(given, ["one", "two words"])
+
+
+def test_distinct_counts_pairs_over_all_completions():
+    assert distinct([[1, 2, 3], [4, 5, 6]]) == 1.0
+    # 1 2, 2 3, 1 2, 2 4: three of four
+    assert distinct([[1, 2, 3], [1, 2, 4]]) == pytest.approx(3 / 4)
+    assert distinct([[1, 2], [1, 2], [1, 2]]) == pytest.approx(1 / 3)
+    # no pair spans two completions, and a short one has none
+    assert distinct([[1], [2], [1, 2]]) == 1.0
+    assert distinct([[1], []]) == 1.0
 
 
 def test_repetition_counts_runs_of_three():

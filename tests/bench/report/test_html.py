@@ -86,6 +86,20 @@ def test_it_can_be_read_without_seeing(text: str) -> None:
         assert f'<span aria-hidden="true">{symbol}</span> {word}</span>' in text
 
 
+def test_counts_stand_beside_the_metrics(manifest: dict[str, Any], records: list[dict[str, Any]]) -> None:
+    for record in records:
+        if record["quality"] and record["comparison"] == "finetuning.text":
+            record["quality"]["counts"] = {"output_tokens": 10.0 + record["seed"]}
+            if record["arm"] == "adapters":
+                record["quality"]["counts"]["margin_length_correlation"] = -0.125
+    text = html.as_html(manifest, outcome.rows(records), [])
+    line = text.partition('<th scope="row">output tokens</th>')[2].partition("</tr>")[0]
+    assert line.count("<td>10.5</td>") == 2  # mean of two seeds, of both arms
+    line = text.partition('<th scope="row">margin length correlation</th>')[2].partition("</tr>")[0]
+    assert "<td>-0.125</td>" in line
+    assert "not counted" in line
+
+
 def test_light_and_dark_have_all_colours(text: str) -> None:
     style = text[text.index("<style>") : text.index("</style>")]
     light, _, dark = style.partition("@media (prefers-color-scheme: dark)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bench.models import Source, Sources
 from bench.workload import Quality
 from benchmarks.preference.controlled_sentiment import ControlledSentiment
 from benchmarks.preference.core import rewards
+from benchmarks.preference.core.looks import Look, half_interval
 from techniques.preference.best_of_n import BestOfN
 from techniques.preference.dpo import Dpo
 from techniques.preference.sft_on_chosen import SftOnChosen
@@ -123,6 +125,29 @@ def test_curves_go_from_the_reference_to_the_end_and_meet_the_metrics():
     assert {"reward_over_kl: best of n", "reward_over_kl: tilted reference"} <= set(base.curves)
     assert not any(":" in name for name in quality.curves)
     assert base.metrics["win_rate"] == [0.5] * 5
+
+
+def test_points_of_the_frontier_have_intervals_over_prompts():
+    built = SMALL.build(SOURCES, 0)
+    quality = run(Dpo(learning_rate=5e-3), built)
+    for metric, place in (("kl", 0), ("reward", 1)):
+        values = quality.metrics[metric]
+        # t with 4 degrees of freedom
+        expected = 2.776445 * statistics.stdev(values) / math.sqrt(5)
+        assert quality.half_widths["reward_over_kl"][-1][place] == pytest.approx(expected, rel=1e-4)
+        assert quality.half_widths[metric][-1] == [None, pytest.approx(expected, rel=1e-4)]
+        assert len(quality.half_widths[metric]) == len(quality.curves[metric])
+    assert quality.half_widths["reward_over_kl"][0][0] == 0.0
+    assert half_interval([0.3]) is None
+
+
+def test_distinct_is_of_one_prompts_completions():
+    one = Look(0, [0.0, 0.0], [0.0, 0.0], completions=[[1, 2], [3, 4], [1, 2], [5, 6]])
+    assert one.of_prompts(one.completions) == [[[1, 2], [1, 2]], [[3, 4], [5, 6]]]
+    built = SMALL.build(SOURCES, 0)
+    quality = run(Dpo(learning_rate=5e-3), built)
+    assert len(quality.metrics["distinct"]) == 5
+    assert 0 < quality.counts["distinct_before"] <= 1
 
 
 def test_pairs_are_compared_where_the_divergence_meets_the_budget():

@@ -109,6 +109,21 @@ def test_ipo_divides_by_the_lengths_where_ours_sums():
 
 
 @needs_trl
+def test_no_step_lays_out_a_batch(monkeypatch: pytest.MonkeyPatch):
+    (technique, prepared), (ours, own) = pair_of_arms("tiny:llama", {}, {})
+    job = PreferenceJob(batches=(collate(PAIRS, "cpu"),) * 2)
+    both = technique.steps(prepared, job), ours.steps(own, job)
+
+    def late(*_: Any, **__: Any) -> None:
+        pytest.fail("a batch is laid out on the clock")
+
+    monkeypatch.setattr(prepared.state, "data_collator", late)
+    for module in ("bench.families.completions", "bench.families.preference"):
+        monkeypatch.setattr(f"{module}.laid_out", late)
+    assert [len(list(steps)) for steps in both] == [2, 2]
+
+
+@needs_trl
 def test_nothing_is_kept_of_a_step_and_no_second_network():
     (technique, prepared), _ = pair_of_arms("tiny:llama", {}, {})
     list(technique.steps(prepared, PreferenceJob(batches=(collate(PAIRS, "cpu"),) * 2)))
