@@ -95,7 +95,8 @@ def predict(setting: Setting, calibration: Calibration | None = None, built: Bui
     if setting.device.kind == "cpu":
         parts["runtime"] = calibration.runtime or 0
     parts["unseen"] = round((calibration.unseen or 0.0) * seen)
-    needed = sum(parts.values()) + found.reserved - seen
+    # a CPU's process has what it needs and no more; of the heap's own rounding nothing is told apart
+    needed = sum(parts.values()) + (found.reserved - seen if setting.device.kind == "cuda" else 0)
     seconds, flops = _times(found, setting.device)
     return Prediction(setting, parts, needed, seconds, flops, found.guessed, calibration, seen)
 
@@ -124,7 +125,9 @@ class Fit:
     prediction: Prediction | None
     """Of it."""
     beyond: str
-    """Why the next one does not."""
+    """Why the next one does not, or why nobody looked further."""
+    largest: bool = True
+    """Whether the next one was tried; else larger ones may fit too."""
 
 
 def largest(setting: Setting, name: str, budget: int, calibration: Calibration | None = None) -> Fit:
@@ -174,9 +177,10 @@ def _search(of: Callable[[int], Prediction], name: str, start: int, budget: int)
             else:
                 low = size
         if high and high - low == 1:
-            break
+            return Fit(name, low or None, known.get(low), beyond)
         size = _guess(known, low, high, budget)
-    return Fit(name, low or None, known.get(low), beyond)
+    ended = f"the search ended after {GUESSES} sizes"
+    return Fit(name, low or None, known.get(low), f"{ended}; {beyond}" if beyond else ended, largest=False)
 
 
 def _guess(known: Mapping[int, Prediction], low: int, high: int, budget: int) -> int:

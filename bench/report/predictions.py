@@ -53,15 +53,14 @@ def caveats(found: Prediction) -> list[str]:
 
 
 def draw_fit(fit: Fit, budget: int, console: Console) -> None:
-    """What is the largest that fits."""
+    """What is the largest that fits, as far as it was searched for."""
     if fit.prediction is None:
-        console.print(f"\nno {fit.field} fits into {_bytes(budget)}: {fit.beyond}", highlight=False, markup=False)
+        found = f"no {fit.field} fits" if fit.largest else f"no {fit.field} was found that fits"
+        console.print(f"\n{found} into {_bytes(budget)}: {fit.beyond}", highlight=False, markup=False)
         return
-    console.print(
-        f"\nlargest {fit.field} in {_bytes(budget)}: {fit.value}, needs {_bytes(fit.prediction.needed)}; {fit.beyond}",
-        highlight=False,
-        markup=False,
-    )
+    found = f"largest {fit.field}" if fit.largest else f"a {fit.field} that fits, perhaps not the largest,"
+    line = f"{found} in {_bytes(budget)}: {fit.value}, needs {_bytes(fit.prediction.needed)}; {fit.beyond}"
+    console.print(f"\n{line}", highlight=False, markup=False)
 
 
 def draw_check(cells: Sequence[Checked], console: Console) -> None:
