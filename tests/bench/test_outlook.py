@@ -50,9 +50,9 @@ def test_a_configuration_alone_is_as_good_as_the_model_that_has_it(tmp_path: Pat
 
 
 def test_a_cpu_reserves_nothing_beside_the_peak() -> None:
-    (found,) = (json.loads(line) for line in call("full", *SMALL[:-2], "--out", "nowhere", "--json"))
-    assert found["needed"] == found["peak"]
-    assert not any("reserved" in line for line in call("full", *SMALL[:-2], "--out", "nowhere"))
+    found = [json.loads(line) for line in call("full", *SMALL[:-2], "--out", "nowhere", "--json")]
+    assert found
+    assert all(one["needed"] == one["peak"] for one in found)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
