@@ -30,6 +30,8 @@ from bench.probes.tensors import StorageWatch
 from bench.technique import Prepared, Step, Technique
 from bench.workload import Built, Workload
 
+_SCRATCH = -1
+"""Names an operation's own block to the allocator; storages have the numbers of their births."""
 aten = torch.ops.aten
 
 
@@ -58,7 +60,8 @@ class Simulated:
     """One burst, of a training behind another one as warm-up, as it is measured."""
 
     parts: dict[str, int]
-    """At the peak: bytes by the component that holds them, those of none as `activations` [B]."""
+    """At the peak: bytes by the component that holds them, those of none as `activations`, what an operation takes
+    inside itself as `operators` [B]."""
     idle: int
     """What the allocator kept free at the peak [B]."""
     reserved: int
@@ -71,15 +74,20 @@ class Simulated:
 
     @property
     def live(self) -> int:
-        """In tensors, at the peak [B]."""
+        """In use at the peak [B]."""
         return sum(self.parts.values())
 
 
 class Tracker(StorageWatch):
     """The memory probe's watch, on tensors without contents; it decides which are to have some."""
 
-    def __init__(self, allocator: Allocator) -> None:
+    def __init__(self, allocator: Allocator, copies: bool = False) -> None:
         super().__init__("meta", self)
+        self.copies = copies
+        """Whether kernels copy what `operations.scratch` says."""
+        self.operators = 0
+        """What the operation at the peak took inside itself [B]."""
+        self._inside = 0
         self.allocator = allocator
         self.peak = 0
         self.idle = 0
@@ -91,6 +99,7 @@ class Tracker(StorageWatch):
         if self.allocator.held <= self.peak:
             return False
         self.peak, self.idle = self.allocator.held, self.allocator.idle
+        self.operators = self._inside
         return True
 
     def forget(self) -> None:
@@ -124,9 +133,19 @@ class Tracker(StorageWatch):
             result = super().__torch_dispatch__(func, types, args, kwargs)
         if self._births > before:
             self.ask(func.__name__)
+        if self.copies and (size := operations.scratch(func, args)):
+            self._take_inside(size, func.__name__)
         if self.work is not None and not func.is_view:
             self.work.operations[operations.cost(func, args, kwargs, result)] += 1
         return result
+
+    def _take_inside(self, size: int, operator: str) -> None:
+        """Take scratch, ask, and give it back."""
+        self.allocator.take(_SCRATCH, size)
+        self._inside = size
+        self.ask(operator)
+        self._inside = 0
+        self.allocator.give(_SCRATCH)
 
     def _is_composite(self, func: Any) -> bool:
         return func.namespace == "aten" and super()._is_composite(func)
@@ -147,19 +166,26 @@ class Tracker(StorageWatch):
 
 
 def simulate(
-    technique: Technique, workload: Workload, built: Built, sources: Sources, seed: int, allocator: Allocator
+    technique: Technique,
+    workload: Workload,
+    built: Built,
+    sources: Sources,
+    seed: int,
+    allocator: Allocator,
+    copies: bool = False,
 ) -> Simulated:
     """Prepare a technique and run a burst of its workload; of a training the second one is watched.
 
     Args:
         built: what `workload.build` made.
         allocator: a new one.
+        copies: whether the device's kernels copy what `operations.scratch` says, as a CPU's do.
 
     Raises:
         Unsupported: the technique's way depends on values that only weights give, or torch refuses it on tensors
             without contents.
     """
-    tracker = Tracker(allocator)
+    tracker = Tracker(allocator, copies)
     steps: list[Work] = []
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
@@ -170,7 +196,7 @@ def simulate(
                 tracker.forget()
                 steps = _burst(technique, prepared, workload, built, index, seed, tracker)
             named, unnamed = tracker.at_peak()
-            parts = {**named, "activations": sum(unnamed.values())}
+            parts = {**named, "activations": sum(unnamed.values()), "operators": tracker.operators}
             prepared.close()
     except DynamicOutputShapeException as error:
         raise Unsupported(f"cannot be foreseen: how large a tensor is depends on the weights ({error.func})") from None
