@@ -92,7 +92,8 @@ def as_markdown(cells: Sequence[Checked]) -> str:
         "Drawn by `bench predict --check` from the records of the named runs. Predictions are simulated from a model's "
         "configuration and a technique's parameters, without weights; `seen` is what the simulation finds in tensors "
         "and in the allocator's free parts. The process' start, and the share of what is not seen (fragments, "
-        "workspaces, libraries), are medians over the other cells: no prediction knows its own measurement.",
+        "workspaces, libraries), are medians over the other cells: no prediction knows its own measurement. "
+        "It is today's code that is simulated: where a record is of older code, the error is of both.",
         "",
         "A step's time is predicted as the shortest that its bytes and operations allow by the device's limits, times "
         "how much longer the same kind of step was in the other cells of the device (median). Of decoding, a step is "
