@@ -16,7 +16,7 @@ from bench import (
     hub_file,
     kept,
     manifest,
-    models,
+    model_names,
     outcome,
     plan,
     record,
@@ -149,9 +149,9 @@ def run(
     """
     checked, device, dtype = prepare(config, **wanted)
     plan.check(checked, device, dtype)
-    models.ensure(checked.models, lambda line: say({"event": "note", "text": line}))
+    model_names.ensure(checked.models, lambda line: say({"event": "note", "text": line}))
     for name in checked.models:
-        if models.kind_of(name) == "hub" and not models.at_hand(name):
+        if model_names.kind_of(name) == "hub" and not model_names.at_hand(name):
             raise ModelError(
                 f"model {name!r} is not in the local cache, and the hub does not answer for it; check the id and the "
                 f"connection, or give the folder of a saved model (--model {embedded.NAME} needs no hub)"

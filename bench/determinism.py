@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bench import kept, models
+from bench import kept, model_names
 from bench.difference import BOUND, DIFFERENT, EQUAL, WITHIN, Difference, compare, compared
 from bench.experiment import Arm, Comparison, Experiment
 from bench.process import CellFailure, Worker
@@ -77,7 +77,7 @@ class Examination:
 
     def go(self) -> dict[str, Any]:
         """The report: what it was made on, and a row per `build` and per arm."""
-        models.ensure(self.experiment.models, lambda line: self.say({"event": "note", "text": line}))
+        model_names.ensure(self.experiment.models, lambda line: self.say({"event": "note", "text": line}))
         rows = []
         for comparison in self.experiment.comparisons:
             for row in self._comparison(comparison):

@@ -13,7 +13,7 @@ from typing import Any, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from bench import models, registry
+from bench import model_names, registry
 from bench.errors import ConfigError, Problem, UsageError
 from bench.settings import MOST_BURSTS, Settings
 from bench.technique import Technique
@@ -104,8 +104,11 @@ def slug(label: str) -> str:
     return re.sub(r"[^a-z0-9_=.-]+", "_", label.lower()).strip("_.")
 
 
-def check(data: Mapping[str, Any], origin: str) -> Experiment:
+def check(data: Mapping[str, Any], origin: str, weights: bool = True) -> Experiment:
     """Turn a config into an experiment.
+
+    Args:
+        weights: whether a model's folder must hold some.
 
     Raises:
         ConfigError: with all mistakes, each under the path of its field.
@@ -116,14 +119,14 @@ def check(data: Mapping[str, Any], origin: str) -> Experiment:
     settings = _validated(Settings, head, "", problems)
     for role in ("model", "draft"):
         if isinstance(head.get(role), str):
-            _check_model(head[role], role, problems)
+            _check_model(head[role], role, problems, weights)
     comparisons: list[Comparison] = []
     blocks = data.get("comparisons")
     if not isinstance(blocks, list) or not blocks:
         problems.append(Problem("comparisons", "a list of at least one comparison is needed"))
         blocks = []
     for index, block in enumerate(blocks):
-        comparisons += _comparisons(block, f"comparisons[{index}]", problems)
+        comparisons += _comparisons(block, f"comparisons[{index}]", problems, weights)
     if problems or settings is None:
         raise ConfigError(origin, problems)
     if settings.quick:
@@ -143,7 +146,7 @@ def _with_ids(comparisons: Iterable[Comparison]) -> Iterator[Comparison]:
         yield replace(one, id=name if used[name] == 1 else f"{name}-{used[name]}")
 
 
-def _comparisons(block: Any, path: str, problems: list[Problem]) -> list[Comparison]:
+def _comparisons(block: Any, path: str, problems: list[Problem], weights: bool) -> list[Comparison]:
     if not isinstance(block, dict):
         problems.append(Problem(path, "a mapping with `workload` and `arms` is expected"))
         return []
@@ -152,7 +155,7 @@ def _comparisons(block: Any, path: str, problems: list[Problem]) -> list[Compari
         problems.append(Problem(f"{path}.{key}", f"unknown field{near}"))
     model = block.get("model", "")
     if model:
-        _check_model(model, f"{path}.model", problems)
+        _check_model(model, f"{path}.model", problems, weights)
     workloads = _workloads(block.get("workload"), f"{path}.workload", problems)
     arms: list[Arm] = []
     listed = block.get("arms")
@@ -181,9 +184,9 @@ def _comparisons(block: Any, path: str, problems: list[Problem]) -> list[Compari
     return [Comparison("", workload, ordered, model, bursts) for workload in workloads]
 
 
-def _check_model(name: Any, path: str, problems: list[Problem]) -> None:
+def _check_model(name: Any, path: str, problems: list[Problem], weights: bool) -> None:
     try:
-        models.kind_of(str(name))
+        model_names.kind_of(str(name), weights)
     except UsageError as error:
         problems.append(Problem(path, str(error)))
 

@@ -89,7 +89,7 @@ def _settings(
         raw = suites.retarget(raw, model)
     if draft is not None:
         raw["draft"] = draft
-    checked = experiment.check(suites.override(raw, settings), origin)
+    checked = experiment.check(suites.override(raw, settings), origin, weights=False)
     if device in devices.LISTED:
         dtype = manifest.resolve_dtype(checked.settings.dtype, "cuda")
     else:
@@ -121,8 +121,11 @@ def _tell(setting: Setting, limit: int | None, fields: list[str], out: Path | No
     room = limit or setting.device.memory
     fits = [prediction.largest(setting, field, room, calibration) for field in fields]
     if as_json:
-        largest = {fit.field: fit.value for fit in fits}
-        print(json.dumps({**prediction.as_event(found), "budget": room, "largest": largest}), flush=True)
+        event = {**prediction.as_event(found), "budget": room, "largest": {}, "fits": {}, "beyond": {}}
+        for fit in fits:
+            event["largest"][fit.field] = fit.value if fit.largest else None
+            event["fits"][fit.field], event["beyond"][fit.field] = fit.value, fit.beyond
+        print(json.dumps(event), flush=True)
         return
     predictions.draw(found, printer(), limit)
     for fit in fits:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import models
+from bench import model_names
 from bench.errors import UsageError
 from bench.experiment import Comparison, Experiment
 from bench.shapes import SYNTHETIC, TINY
@@ -59,10 +59,10 @@ class Stage:
 
 def parameters_of(name: str) -> int | None:
     """Number of weights of a model from its shape alone; None where that needs a download or is not told."""
-    kind = models.kind_of(name)
+    kind = model_names.kind_of(name)
     prefix, _, shape = name.partition(":")
     if kind == "embedded":
-        return _count(models.EMBEDDED[name].shape())
+        return _count(model_names.EMBEDDED[name].shape())
     if kind in {"tiny", "synthetic"}:
         return _count((TINY if prefix == "tiny" else SYNTHETIC)[shape])
     if kind == "folder":

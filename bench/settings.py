@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from bench import models
+from bench import model_names
 from bench.stats import LOOKED_AT
 
 NAME = re.compile(r"[a-z0-9_-]+")
@@ -64,7 +64,7 @@ class Settings(BaseModel):
 
     def draft_for(self, target: str) -> str | None:
         """The draft that the run names, else the one that comes with the target."""
-        return self.draft or models.draft_of(target)
+        return self.draft or model_names.draft_of(target)
 
     @property
     def looks(self) -> tuple[int, ...]:

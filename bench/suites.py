@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import models, registry, yaml_file
+from bench import model_names, registry, yaml_file
 from bench.errors import UsageError
 from bench.manifest import ROOT, resolve_device
 from bench.settings import Settings
@@ -42,7 +42,7 @@ def default(device: str = "auto") -> str:
     if resolve_device(device) == "cpu":
         return "cpu"
     model = yaml_file.load(named()["gpu/default"])["model"]
-    return "gpu/default" if models.at_hand(model) else "gpu/offline"
+    return "gpu/default" if model_names.at_hand(model) else "gpu/offline"
 
 
 def retarget(raw: Raw, model: str) -> Raw:

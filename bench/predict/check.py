@@ -7,13 +7,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import registry, store
 from bench.errors import BenchError, StoreError
+from bench.predict import pace
 from bench.predict.prediction import Calibration
+
+if TYPE_CHECKING:
+    from bench.predict.devices import Device
+    from bench.predict.prediction import Prediction
 
 PAGE, FIGURES = "predictions.md", "predictions.json"
 """What a check leaves in the results folder: to read, and to calibrate later predictions with."""
@@ -41,6 +46,12 @@ class Checked:
     """Why there is no prediction, or nothing to compare it with."""
     predicted: int | None = None
     """With what the other cells say of the rest [B]."""
+    least: Mapping[str, float] = field(default_factory=dict)
+    """Kind of step -> the shortest time of one, by the device's limits; empty where these are not known [s]."""
+    measured_steps: Mapping[str, float] = field(default_factory=dict)
+    """Kind of step -> its mean time, of those in `least` [s]."""
+    limits: str = ""
+    """Where the device's limits are from, or why they are not known."""
 
     @property
     def error(self) -> float | None:
@@ -68,10 +79,11 @@ def check(runs: Iterable[store.Run], families: Sequence[str] = ()) -> Iterator[C
     """
     registry.load_plugins()
     built: dict[Any, Any] = {}
+    devices: dict[tuple[str, str], Device] = {}
     for run in runs:
         for record in run.records(damaged=[]):
             if not families or record["family"] in families:
-                yield _examined(run, record, built)
+                yield _examined(run, record, built, devices)
 
 
 def calibrated(cells: Sequence[Checked]) -> list[Checked]:
@@ -124,7 +136,9 @@ def stored(out: Path) -> list[Checked]:
         return []
 
 
-def _examined(run: store.Run, record: Mapping[str, Any], built: dict[Any, Any]) -> Checked:
+def _examined(
+    run: store.Run, record: Mapping[str, Any], built: dict[Any, Any], devices: dict[tuple[str, str], Device]
+) -> Checked:
     environment = record["environment"]["device"]
     rounds = [part["memory"] for part in record["rounds"] if part.get("memory")]
     peaks = [memory["peak"] for memory in rounds if memory["peak"] is not None]
@@ -143,27 +157,54 @@ def _examined(run: store.Run, record: Mapping[str, Any], built: dict[Any, Any]) 
     )
     if not peaks:
         return replace(found, reason=f"no peak was measured: {record['reason'] or record['status']}")
+    device, limits = _limits(environment, devices)
     try:
-        return replace(found, seen=_seen(record, built))
+        foreseen = _foreseen(record, built, device)
     except (BenchError, ValueError) as error:
         return replace(found, reason=str(error).splitlines()[0])
+    found = replace(found, seen=foreseen.seen, limits=limits)
+    if not device.memory:
+        return found
+    timed = pace.measured(record)
+    kinds = [kind for kind in foreseen.rounds if kind in timed]
+    return replace(
+        found,
+        least={kind: foreseen.rounds[kind] for kind in kinds},
+        measured_steps={kind: timed[kind] for kind in kinds},
+    )
 
 
-def _seen(record: Mapping[str, Any], built: dict[Any, Any]) -> int:
-    from bench.predict.devices import Device
+def _limits(environment: Mapping[str, Any], known: dict[tuple[str, str], Device]) -> tuple[Device, str]:
+    """The device of a record, and where its limits are from; one of no memory where they are not known."""
+    from bench import manifest
+    from bench.predict import devices
+
+    name, kind, dtype = environment["name"], environment["kind"], environment["dtype"]
+    if (name, dtype) not in known:
+        listed = devices.listed(name) if kind == "cuda" else None
+        if listed is not None:
+            known[name, dtype] = listed
+        elif kind == "cpu" and name == manifest.device_name("cpu"):
+            known[name, dtype] = devices.this_cpu(dtype)
+        else:
+            reason = f"the limits of {name} are not known here"
+            known[name, dtype] = devices.Device(name, kind, 0, 1.0, {"float32": 1.0}, reason)
+    return known[name, dtype], known[name, dtype].source
+
+
+def _foreseen(record: Mapping[str, Any], built: dict[Any, Any], device: Device) -> Prediction:
     from bench.predict.prediction import Setting, predict
     from bench.predict.weightless import sources
 
-    device = record["environment"]["device"]
+    dtype = record["environment"]["device"]["dtype"]
     arm, asked = record["technique"], record["workload"]
     setting = Setting(
         label=record["arm"],
         technique=registry.techniques[arm["registered"]].cls(**arm["parameters"]),
         workload=registry.workloads[asked["name"]].cls(**asked["parameters"]),
         model=record["model"]["name"],
-        # of a device whose limits are of no use here, the kind alone matters
-        device=Device(device["name"], device["kind"], 0, 1.0, {"float32": 1.0}, "not asked for"),
-        dtype=device["dtype"],
+        device=device,
+        dtype=dtype,
         others={read["role"]: read["name"] for read in record["prepared"]["reads"] if read["role"] != "target"},
         seed=record["seed"],
     )
@@ -171,4 +212,4 @@ def _seen(record: Mapping[str, Any], built: dict[Any, Any]) -> int:
     if key not in built:
         models = sources(setting.model, dict(setting.others), setting.dtype, setting.seed)
         built[key] = setting.workload.build(models, setting.seed)
-    return predict(setting, built=built[key]).seen
+    return predict(setting, built=built[key])

@@ -65,13 +65,21 @@ def find(name: str, dtype: str = "auto") -> Device:
         import torch
 
         found = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-        for key in sorted(LISTED, key=len, reverse=True):  # a100-40gb before a100
-            if all(re.search(rf"\b{word}", found.upper()) for word in key.upper().split("-")):
-                return replace(LISTED[key], memory=torch.cuda.get_device_properties(0).total_memory)
+        known = listed(found)
+        if known is not None:
+            return replace(known, memory=torch.cuda.get_device_properties(0).total_memory)
         raise UsageError(
             f"device: {found or 'no GPU'} is here and its limits are not listed; name one of {', '.join(LISTED)}"
         )
     raise UsageError(f"unknown device {name!r}{did_you_mean(name, ['cpu', 'cuda', *LISTED])}")
+
+
+def listed(gpu: str) -> Device | None:
+    """The listed device that a GPU's own name means; None if none does."""
+    for key in sorted(LISTED, key=len, reverse=True):  # a100-40gb before a100
+        if all(re.search(rf"\b{word}", gpu.upper()) for word in key.upper().split("-")):
+            return LISTED[key]
+    return None
 
 
 def this_cpu(dtype: str = "auto") -> Device:

@@ -55,11 +55,13 @@ class Prediction:
 
     setting: Setting
     parts: Mapping[str, int]
-    """At the peak [B]: components, `activations`, `allocator` (kept free), `runtime`, `unseen`."""
+    """At the peak [B]: components, `activations`, `operators`, `allocator` (kept free), `runtime`, `unseen`."""
     needed: int
     """What the device must have: the peak, and on CUDA what torch reserves for it [B]."""
     seconds: Mapping[str, float]
     """Kind of step -> the shortest time of one, by the device's limits; of decoding that of a token [s]."""
+    rounds: Mapping[str, float]
+    """As `seconds`, but of decoding that of a round, however many tokens it gives [s]."""
     flops: Mapping[str, float]
     """Kind of step -> floating-point operations of one."""
     guessed: int
@@ -88,26 +90,31 @@ def predict(setting: Setting, calibration: Calibration | None = None, built: Bui
     models = sources(setting.model, dict(setting.others), setting.dtype, setting.seed)
     if built is None:
         built = setting.workload.build(models, setting.seed)
-    allocator = Heap() if setting.device.kind == "cpu" else Segments()
-    found = simulate(setting.technique, setting.workload, built, models, setting.seed, allocator)
+    cpu = setting.device.kind == "cpu"
+    allocator = Heap() if cpu else Segments()
+    found = simulate(setting.technique, setting.workload, built, models, setting.seed, allocator, copies=cpu)
     seen = found.live + found.idle
     parts = {**found.parts, "allocator": found.idle}
-    if setting.device.kind == "cpu":
+    if cpu:
         parts["runtime"] = calibration.runtime or 0
     parts["unseen"] = round((calibration.unseen or 0.0) * seen)
-    needed = sum(parts.values()) + found.reserved - seen
-    seconds, flops = _times(found, setting.device)
-    return Prediction(setting, parts, needed, seconds, flops, found.guessed, calibration, seen)
+    # a CPU's process has what it needs and no more; of the heap's own rounding nothing is told apart
+    needed = sum(parts.values()) + (0 if cpu else found.reserved - seen)
+    seconds, rounds, flops = _times(found, setting.device)
+    return Prediction(setting, parts, needed, seconds, rounds, flops, found.guessed, calibration, seen)
 
 
-def _times(found: Simulated, device: Device) -> tuple[dict[str, float], dict[str, float]]:
+def _times(found: Simulated, device: Device) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     seconds: dict[str, list[float]] = {}
+    rounds: dict[str, list[float]] = {}
     flops: dict[str, list[float]] = {}
     for step in found.steps:
         share = max(step.tokens, 1) if step.kind == "decode" else 1
-        seconds.setdefault(step.kind, []).append(step.seconds(device.rate, device.bandwidth) / share)
+        least = step.seconds(device.rate, device.bandwidth)
+        rounds.setdefault(step.kind, []).append(least)
+        seconds.setdefault(step.kind, []).append(least / share)
         flops.setdefault(step.kind, []).append(step.flops / share)
-    return _means(seconds), _means(flops)
+    return _means(seconds), _means(rounds), _means(flops)
 
 
 def _means(values: Mapping[str, list[float]]) -> dict[str, float]:
@@ -124,7 +131,9 @@ class Fit:
     prediction: Prediction | None
     """Of it."""
     beyond: str
-    """Why the next one does not."""
+    """Why the next one does not, or why nobody looked further."""
+    largest: bool = True
+    """Whether the next one was tried; else larger ones may fit too."""
 
 
 def largest(setting: Setting, name: str, budget: int, calibration: Calibration | None = None) -> Fit:
@@ -174,9 +183,10 @@ def _search(of: Callable[[int], Prediction], name: str, start: int, budget: int)
             else:
                 low = size
         if high and high - low == 1:
-            break
+            return Fit(name, low or None, known.get(low), beyond)
         size = _guess(known, low, high, budget)
-    return Fit(name, low or None, known.get(low), beyond)
+    ended = f"the search ended after {GUESSES} sizes"
+    return Fit(name, low or None, known.get(low), f"{ended}; {beyond}" if beyond else ended, largest=False)
 
 
 def _guess(known: Mapping[int, Prediction], low: int, high: int, budget: int) -> int:

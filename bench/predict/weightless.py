@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import ModelError, Unsupported
+from bench.model_names import kind_of
 from bench.models import Source, Sources
 
 LARGEST_REAL = 2**30
@@ -19,6 +20,11 @@ LARGEST_REAL = 2**30
 @dataclass(frozen=True)
 class Weightless(Source):
     """Every tensor of the model has its shape and dtype, on the source's device; what is in it is undefined."""
+
+    @property
+    def kind(self) -> str:
+        """As of any source; a folder needs nothing but its config.json."""
+        return kind_of(self.name, weights=False)
 
     def model(self, dtype: torch.dtype | None = None, attention: str = "sdpa", **options: Any) -> nn.Module:
         """The whole network, as `Source.model` builds it.

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bench import models, registry, suites
+from bench import model_names, registry, suites
 from bench.plan import Stage
 from bench.shapes import SYNTHETIC, TINY
 from bench.technique import Technique
@@ -31,7 +31,7 @@ def listing(console: Console) -> None:
             drawn.add_row(f" ? {workload.name}", escape(workload.summary))
         console.print(drawn)
     console.print("\n* baseline   = library peer   ? workload", style="dim")
-    names = [*models.EMBEDDED, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
+    names = [*model_names.EMBEDDED, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
     console.print(f"\n[bold]models[/bold]\n {', '.join(names)}, owner/name of the hub, a folder")
     console.print(f"\n[bold]configs[/bold]\n {', '.join(suites.named())}")
     broken_plugins(console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
@@ -9,12 +10,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.predict.check import FAR, Checked
+from bench.predict.pace import Pace, paces
 from bench.predict.prediction import Fit, Prediction
 from bench.report.markdown import cell, grid
 
 JUDGED = ("finetuning", "kv_cache")
 """Families whose peak is a simulated burst's; the others' inputs and lengths depend on what a model writes."""
 COLUMNS = ("cell", "model", "device", "seen", "runtime", "predicted", "measured", "error")
+TIMES = ("cell", "step", "at least", "predicted", "measured", "error")
 
 
 def draw(found: Prediction, console: Console, budget: int | None = None) -> None:
@@ -53,15 +56,14 @@ def caveats(found: Prediction) -> list[str]:
 
 
 def draw_fit(fit: Fit, budget: int, console: Console) -> None:
-    """What is the largest that fits."""
+    """What is the largest that fits, as far as it was searched for."""
     if fit.prediction is None:
-        console.print(f"\nno {fit.field} fits into {_bytes(budget)}: {fit.beyond}", highlight=False, markup=False)
+        found = f"no {fit.field} fits" if fit.largest else f"no {fit.field} was found that fits"
+        console.print(f"\n{found} into {_bytes(budget)}: {fit.beyond}", highlight=False, markup=False)
         return
-    console.print(
-        f"\nlargest {fit.field} in {_bytes(budget)}: {fit.value}, needs {_bytes(fit.prediction.needed)}; {fit.beyond}",
-        highlight=False,
-        markup=False,
-    )
+    found = f"largest {fit.field}" if fit.largest else f"a {fit.field} that fits, perhaps not the largest,"
+    line = f"{found} in {_bytes(budget)}: {fit.value}, needs {_bytes(fit.prediction.needed)}; {fit.beyond}"
+    console.print(f"\n{line}", highlight=False, markup=False)
 
 
 def draw_check(cells: Sequence[Checked], console: Console) -> None:
@@ -72,24 +74,40 @@ def draw_check(cells: Sequence[Checked], console: Console) -> None:
     for one in cells:
         table.add_row(*map(escape, _line(one)))
     console.print(table)
-    for line in summary(cells):
+    times = Table(box=None, pad_edge=False, header_style="dim")
+    for title in TIMES:
+        times.add_column(title, justify="left" if title in TIMES[:2] else "right", overflow="fold")
+    for each in paces(cells):
+        times.add_row(*map(escape, _pace(each)))
+    if times.row_count:
+        console.print(times)
+    for line in [*summary(cells), *of_time(cells)]:
         console.print(line, highlight=False, markup=False)
 
 
 def as_markdown(cells: Sequence[Checked]) -> str:
     """The check as a page."""
-    lines = ["# Peak memory, predicted and measured", ""]
+    lines = ["# Peak memory and time, predicted and measured", ""]
     lines += [
         "Drawn by `bench predict --check` from the records of the named runs. Predictions are simulated from a model's "
         "configuration and a technique's parameters, without weights; `seen` is what the simulation finds in tensors "
         "and in the allocator's free parts. The process' start, and the share of what is not seen (fragments, "
-        "workspaces, libraries), are medians over the other cells: no prediction knows its own measurement.",
+        "workspaces, libraries), are medians over the other cells: no prediction knows its own measurement. "
+        "It is today's code that is simulated: where a record is of older code, the error is of both.",
         "",
-        *(cell(line) for line in summary(cells)),
+        "A step's time is predicted as the shortest that its bytes and operations allow by the device's limits, times "
+        "how much longer the same kind of step was in the other cells of the device (median). Of decoding, a step is "
+        "a round; what it accepts follows from weights, and is guessed.",
+        "",
+        *(cell(line) for line in [*summary(cells), *of_time(cells)]),
     ]
+    steps = paces(cells)
     for run in dict.fromkeys(one.run for one in cells):
         rows = [tuple(map(cell, _line(one))) for one in cells if one.run == run]
         lines += ["", f"## {cell(run)}", "", *grid(COLUMNS, rows)]
+        timed = [tuple(map(cell, _pace(one))) for one in steps if one.run == run]
+        if timed:
+            lines += ["", *grid(TIMES, timed)]
     return "\n".join(lines) + "\n"
 
 
@@ -115,6 +133,28 @@ def summary(cells: Iterable[Checked]) -> list[str]:
             f"largest error {100 * (errors[worst] or 0.0):+.1f} % ({worst}); {beyond}"
         )
     return lines
+
+
+def of_time(cells: Sequence[Checked]) -> list[str]:
+    """How many steps' times were predicted, how far they are off, and by which limits."""
+    lines = []
+    errors = {f"{one.cell} {one.kind}": one.error for one in paces(cells) if one.error is not None}
+    if errors:
+        worst = max(errors, key=lambda name: abs(errors[name] or 0.0))
+        median = statistics.median(abs(error or 0.0) for error in errors.values())
+        lines.append(
+            f"time: {len(errors)} kinds of step predicted, half of them within {100 * median:.0f} %, "
+            f"largest error {100 * (errors[worst] or 0.0):+.0f} % ({worst})"
+        )
+    limits = {one.device: one.limits for one in cells if one.limits}
+    lines += [f"limits of {name}: {source}" for name, source in limits.items()]
+    return lines
+
+
+def _pace(one: Pace) -> tuple[str, ...]:
+    error = "no other cell to calibrate with" if one.error is None else f"{100 * one.error:+.0f} %"
+    predicted = "-" if one.predicted is None else _time(one.predicted)
+    return (one.cell, one.kind, _time(one.least), predicted, _time(one.measured), error)
 
 
 def _line(one: Checked) -> tuple[str, ...]:

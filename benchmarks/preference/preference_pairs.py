@@ -16,7 +16,8 @@ from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
 from bench.families.rollout import Rollout, repetition, sample
 from bench.families.training import TrainedPrepared
-from bench.models import Source, Sources, kind_of
+from bench.model_names import kind_of
+from bench.models import Source, Sources
 from bench.registry import register
 from bench.technique import Prepared, Technique
 from bench.workload import Built, Quality

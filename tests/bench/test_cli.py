@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,13 @@ def test_two_runs_are_read_without_torch(tmp_path: Path, words: list[str]) -> No
     done = subprocess.run([sys.executable, "-c", f"{block}; cli.main()"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+
+
+def test_the_version_is_told_without_torch() -> None:
+    block = "import sys; sys.modules['torch'] = None; sys.argv = ['bench', '--version']; from bench import cli"
+    done = subprocess.run([sys.executable, "-c", f"{block}; cli.main()"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"bench {version('llm-efficiency-bench')}\n"
 
 
 def test_doctor_looks_at_everything() -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bench import embedded, embedded_draft, models
+from bench import embedded, embedded_draft, model_names
 from bench.errors import ModelError
 from bench.models import Source
 from bench.plan import parameters_of
@@ -42,7 +42,7 @@ def test_it_is_an_ordinary_model_with_the_targets_vocabulary_and_embeddings() ->
 
 @pytest.mark.embedded
 def test_the_target_would_accept_much_of_what_it_proposes() -> None:
-    models.ensure([embedded_draft.NAME])
+    model_names.ensure([embedded_draft.NAME])
     source = Source(embedded.NAME)
     target, draft = source.model(), Source(embedded_draft.NAME).model()
     accepted, same = [], []
@@ -90,7 +90,7 @@ def test_missing_weights_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_it_is_a_model_like_any_other() -> None:
-    assert models.kind_of(embedded_draft.NAME) == "embedded"
+    assert model_names.kind_of(embedded_draft.NAME) == "embedded"
     source = Source(embedded_draft.NAME)
     assert source.fingerprint != Source(embedded.NAME).fingerprint
     assert source.origin != Source(embedded.NAME).origin

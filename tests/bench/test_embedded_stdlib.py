@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from bench import embedded_stdlib, models
+from bench import embedded_stdlib, model_names
 from bench.models import Source, Sources
 from bench.plan import parameters_of
 from benchmarks.finetuning.quantisation import Quantisation, weight_errors
@@ -29,7 +29,7 @@ def test_it_is_small_and_on_record() -> None:
 
 
 def test_it_is_a_model_like_any_other() -> None:
-    assert models.kind_of(embedded_stdlib.NAME) == "embedded"
+    assert model_names.kind_of(embedded_stdlib.NAME) == "embedded"
     assert not SOURCE.is_random
     assert not SOURCE.on_4_bit_grid
     assert "4-bit" not in SOURCE.origin

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.errors import ModelError, Unsupported, UsageError
-from bench.models import Source, Sources, kind_of
+from bench.models import Source, Sources
 from bench.plan import parameters_of
 from bench.shapes import SYNTHETIC, TINY
 
@@ -79,27 +79,6 @@ def test_weights_lie_in_memory_of_their_own(tmp_path: Path) -> None:
     assert any(p.abs().sum() > 0 for p in Source(str(tmp_path)).model().parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("tiny:lama", "did you mean 'tiny:llama'"),
-        ("synthetic:llama-7", "did you mean 'synthetic:llama-"),
-        ("smollm", "unknown model"),
-        ("/not/there", "no config.json"),
-        ("a b", "unknown model"),
-    ],
-)
-def test_unknown_names(name: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        kind_of(name)
-
-
-def test_kinds() -> None:
-    assert kind_of("smollm2-135m") == "embedded"
-    assert kind_of("synthetic:llama-65b") == "synthetic"
-    assert kind_of("HuggingFaceTB/SmolLM2-135M") == kind_of("hub:HuggingFaceTB/SmolLM2-135M") == "hub"
-
-
 def test_a_hub_model_that_is_not_at_hand_is_one_line() -> None:
     with pytest.raises(ModelError) as error:
         Source("hub:nobody/nothing-of-the-kind").model()
@@ -113,7 +92,9 @@ def test_pickles_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UsageError, match=r"no weights as \*\.safetensors"):
         Source(str(tmp_path)).model()
-    monkeypatch.setattr("bench.models._check_folder", lambda name: None)  # nor where nobody has looked before
+    monkeypatch.setattr(
+        "bench.model_names._check_folder", lambda name, weights: None
+    )  # nor where nobody has looked before
     with pytest.raises(ModelError):
         Source(str(tmp_path)).model()
     with pytest.raises(ModelError, match="pickles"):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from typer.testing import CliRunner
 
 from bench import cli
+from bench.models import Source
 
 SMALL = ("--model", "tiny:llama", "--set", "sequence=16", "--set", "batch_size=1", "--set", "lora.rank=2")
 
@@ -36,6 +38,21 @@ def test_a_technique_is_foreseen_beside_its_baseline_on_a_device_that_is_not_her
 def test_what_cannot_be_foreseen_is_said_with_its_reason() -> None:
     lines = call("peft_qlora", *SMALL[:-2], "--device", "h200", "--out", "nowhere", code=3)
     assert any(line.startswith("peft_qlora: cannot be foreseen") for line in lines)
+
+
+def test_a_configuration_alone_is_as_good_as_the_model_that_has_it(tmp_path: Path) -> None:
+    Source("tiny:llama").config.save_pretrained(tmp_path)
+    asked = ("full", *SMALL[2:-2], "--device", "h200", "--out", "nowhere", "--json")
+    of_name, of_folder = (json.loads(call(*asked, "--model", model)[0]) for model in ("tiny:llama", str(tmp_path)))
+    assert of_folder["model"] == str(tmp_path)
+    assert of_folder["parts"] == of_name["parts"]
+    assert of_folder["flops"] == of_name["flops"]
+
+
+def test_a_cpu_reserves_nothing_beside_the_peak() -> None:
+    found = [json.loads(line) for line in call("full", *SMALL[:-2], "--out", "nowhere", "--json")]
+    assert found
+    assert all(one["needed"] == one["peak"] for one in found)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from bench import registry
 from bench.errors import Unsupported, UsageError
@@ -15,6 +17,7 @@ from bench.outlook import size
 from bench.predict.devices import LISTED, Device, find
 from bench.predict.prediction import Calibration, Setting, _search, largest, predict
 from bench.predict.weightless import sources
+from bench.report import predictions
 
 registry.load_plugins()
 DEVICE = Device("a device", "cpu", 10**9, 1e9, {"float32": 1e12}, "made up")
@@ -49,6 +52,7 @@ def test_the_largest_that_fits_is_found_in_a_few_tries(needed: Callable[[int], f
     assert isinstance(fit.value, int)
     assert needed(fit.value) <= budget < needed(fit.value + 1)
     assert str(fit.value + 1) in fit.beyond
+    assert fit.largest
     assert len(tried) <= 24
     assert len(set(tried)) == len(tried)
 
@@ -58,6 +62,25 @@ def test_nothing_fits_where_the_smallest_does_not() -> None:
     assert fit.value is None
     assert fit.prediction is None
     assert "rows=1 " in fit.beyond
+
+
+@pytest.mark.parametrize("start", [1, 900])
+def test_a_search_that_runs_out_of_tries_does_not_say_largest(start: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def needed(size: int) -> float:
+        return 1 if size <= 1000 else 10**9
+
+    monkeypatch.setattr("bench.predict.prediction.GUESSES", 6)
+    tried: list[int] = []
+    fit = _search(of(needed, tried), "rows", start, 100)
+    assert len(tried) == 6
+    assert fit.value == max(size for size in tried if needed(size) <= 100)
+    assert not fit.largest
+    assert "ended after 6 sizes" in fit.beyond
+    console = Console(width=200, record=True, file=io.StringIO())
+    predictions.draw_fit(fit, 100, console)
+    said = console.export_text()
+    assert "largest rows" not in said
+    assert "perhaps not the largest" in said
 
 
 def test_a_search_ends_where_the_workload_ends() -> None:

@@ -12,7 +12,7 @@ from bench import registry
 from bench.errors import Unsupported
 from bench.models import Source, Sources
 from bench.predict.heap import Heap
-from bench.predict.simulation import Simulated, Work, simulate
+from bench.predict.simulation import Simulated, simulate
 from bench.predict.weightless import sources
 from bench.probes.tensors import StorageWatch
 from bench.technique import Technique
@@ -152,12 +152,6 @@ def test_a_step_is_counted_operation_by_operation() -> None:
     assert decoded[0].bytes > 4 * linear
 
 
-def test_the_shortest_time_is_the_slower_of_computing_and_reading() -> None:
-    work = Work("train", 1, Counter({("bfloat16", 100.0, 1.0): 2, ("float32", 1.0, 30.0): 1}))
-    rates = {"bfloat16": 10.0, "float32": 1.0}
-    assert work.seconds(rates.__getitem__, 3.0) == pytest.approx(2 * 10.0 + 10.0)
-
-
 def test_the_free_parts_of_the_heap_are_part_of_the_peak() -> None:
     technique, workload = pair("full", TRAINING)
     models = sources("tiny:llama", {}, "float32")
@@ -175,6 +169,13 @@ def test_numbers_that_only_weights_give_are_counted() -> None:
 def test_a_library_that_reads_the_weights_itself_is_refused() -> None:
     with pytest.raises(Unsupported, match="cannot be foreseen"):
         foreseen(*pair("peft_qlora", TRAINING, rank=4), "tiny:llama")
+
+
+@pytest.mark.parametrize("technique", ["peft_adapter", "prefix_tuning", "ia3"])
+def test_what_torch_refuses_on_tensors_without_contents_is_one_line(technique: str) -> None:
+    with pytest.raises(Unsupported, match=r"cannot be foreseen: .*Couldn't swap") as error:
+        foreseen(*pair(technique, TRAINING), "tiny:llama")
+    assert "\n" not in str(error.value)
 
 
 def test_no_mode_and_no_weight_is_left_behind() -> None:
