@@ -75,7 +75,8 @@ def _work(commands: int, answers: int, log: int, environment: dict[str, str]) ->
 
 @contextlib.contextmanager
 def workers() -> Iterator[None]:
-    """Within, every worker is a fork."""
+    """Within, every worker is a fork; of a process without garbage, so that later forks are no smaller."""
+    gc.collect()
     own = SimpleNamespace(Popen=Forked, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("bench.process.subprocess", own)

@@ -19,7 +19,7 @@ from bench.errors import BenchError
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "bench.cli", *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-m", "bench.cli", *arguments], capture_output=True, text=True, timeout=300)
 
 
 def call(*arguments: str) -> tuple[int, str]:
@@ -235,7 +235,7 @@ def test_two_runs_are_read_without_torch(tmp_path: Path, words: list[str]) -> No
     a, b = pair(tmp_path, arms, arms)
     arguments = [word.format(a=a.folder, b=b.folder) for word in words]
     block = f"import sys; sys.modules['torch'] = None; sys.argv = ['bench', *{arguments!r}]; from bench import cli"
-    done = subprocess.run([sys.executable, "-c", f"{block}; cli.main()"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", f"{block}; cli.main()"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout
 

@@ -81,10 +81,9 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
-def seconds(burst: dict[str, Any]) -> float:
-    """The median decoding step."""
+def decoding(burst: dict[str, Any]) -> list[float]:
     samples = zip(burst["samples"]["seconds"], burst["samples"]["kind"], strict=True)
-    return statistics.median(taken for taken, kind in samples if kind == "decode")
+    return [taken for taken, kind in samples if kind == "decode"]
 
 
 def test_a_planted_busy_loop_is_noticed_repeated_kept_and_marked(planted: dict[str, Any]) -> None:
@@ -104,7 +103,8 @@ def test_with_the_load_ignored_the_loop_goes_unmarked_and_the_figure_is_wrong(pl
     ((alone,), (beside,)) = (part["bursts"] for part in rounds)
     assert record.stamps(Settings(name="x"), rounds, {"code": {"dirty": False}}) == []
     assert "others" in beside["load"]["by"], "whoever looks sees it"
-    assert seconds(beside) > 1.5 * seconds(alone)
+    # the quickest step of those alone: whatever else runs on this machine makes a step slower, never quicker
+    assert statistics.median(decoding(beside)) > 1.5 * min(decoding(alone))
 
 
 # what follows is decided by readings made up here: whatever else this machine does changes nothing

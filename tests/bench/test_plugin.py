@@ -26,7 +26,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PACKAGE, folder / "source", ignore=shutil.ignore_patterns("__pycache__"))
     options = "--quiet --no-index --no-deps --no-build-isolation --disable-pip-version-check --target"
     command = [sys.executable, "-m", "pip", "install", *options.split(), str(folder / "site"), str(folder / "source")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     shutil.rmtree(folder / "source")
     return folder / "site"
@@ -37,7 +37,7 @@ def bench(installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     # with a lock of its own: this shows that it runs, and measures nothing that another run could disturb
     block = f"from pathlib import Path; from bench import cli, lock; lock.default_path = lambda: Path({LOCK!r})"
     command = [sys.executable, "-c", f"{block}; cli.main()", *arguments]
-    return subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=installed, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_it_is_an_ordinary_package(installed: Path) -> None:

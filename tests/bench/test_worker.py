@@ -24,7 +24,15 @@ def live() -> Worker:
     with Worker(SETTING) as started:
         started.ready(120)
         yield started
-    assert not psutil.pid_exists(started.pid) or psutil.Process(started.pid).status() == "zombie"
+    assert not alive(started.pid)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended stays a zombie until somebody asks for its end."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_whole_conversation(live: Worker) -> None:
@@ -81,13 +89,13 @@ time.sleep(600)
 def test_it_dies_with_its_parent() -> None:
     parent = subprocess.Popen([sys.executable, "-c", PARENT.format(setting=SETTING)], stdout=subprocess.PIPE, text=True)
     pid = int(parent.stdout.readline())
-    assert psutil.pid_exists(pid)
+    assert alive(pid)
     parent.send_signal(signal.SIGKILL)
     parent.wait()
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not psutil.pid_exists(pid)
+    assert not alive(pid)
 
 
 def test_ctrl_c_is_for_the_parent(live: Worker) -> None:

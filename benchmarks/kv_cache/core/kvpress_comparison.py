@@ -1,89 +1,51 @@
 """Our policies beside kvpress' presses: the same weights and ids, the tokens kept, and the logits behind them.
 
     scripts/compare-kvpress --out kvpress.json
+    scripts/compare-kvpress --model smollm2-135m --context 1024 --time --out kvpress.json
 
-kvpress and this project need different versions of transformers, so the presses run in an environment of their own.
+The first reads random ids with a random network, the second the embedded text, and times decoding steps besides: on
+a machine that does nothing else. kvpress and this project need different versions of transformers, so the presses
+run in an environment of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from bench import registry
+from bench.errors import BenchError
 from bench.families import cache as kv
 from bench.models import Source, Sources
+from benchmarks.kv_cache.core import kvpress_timing
+from benchmarks.kv_cache.core.kvpress_pairs import COMPRESSION, PAIRS, Pair, ids_of, their_environment
 
 PRESSES = Path(__file__).with_name("kvpress_presses.py")
 CONTEXT, NEW = 192, 8
-COMPRESSION = 0.75
-"""Share of the context that goes."""
-KEPT = max(1, int(CONTEXT * (1 - COMPRESSION)))
-"""As kvpress rounds it [tokens]."""
-
-
-class Pair(NamedTuple):
-    """One policy of ours and the press beside it."""
-
-    technique: str
-    ours: Mapping[str, Any]
-    press: str
-    theirs: Mapping[str, Any]
-    differs: str = ""
-    """Why the definitions differ; empty where they do not, and the choice must be the same."""
-    moves: bool = False
-    """Whether ours goes on letting go while decoding, so that logits are not comparable."""
-
-
-PAIRS = (
-    Pair("knorm", {}, "KnormPress", {}),
-    Pair("keydiff", {}, "KeyDiffPress", {}),
-    Pair("expected_attention", {}, "ExpectedAttentionPress", {}),
-    Pair(
-        "snapkv",
-        {"window": 16, "kernel": 5, "pooling": "mean"},
-        "SnapKVPress",
-        {"window_size": 16, "kernel_size": 5},
-    ),
-    Pair(
-        "tova",
-        {"every": None},
-        "TOVAPress",
-        {},
-        "kvpress keeps the last token in any case; here its own weight decides",
-    ),
-    Pair(
-        "h2o",
-        {"recent": 0.0, "every": None},
-        "ObservedAttentionPress",
-        {},
-        "kvpress divides a token's sum by the number of queries that saw it; H2O does not",
-    ),
-    Pair("streaming_llm_absolute", {}, "StreamingLLMPress", {"n_sink": 4}, moves=True),
-)
+LEAST = 96
+"""Of a shorter context little more than a press' window of 16 tokens is left [tokens]."""
+STEPS = 32
+"""Decoding steps of a turn that is timed."""
 
 
 @torch.inference_mode()
-def kept(pair: Pair, source: Source, ids: list[int]) -> dict[str, Any]:
+def kept(pair: Pair, source: Source, ids: list[int], context: int) -> dict[str, Any]:
     """The tokens that each head holds behind the context, by layer, and the logits of what follows."""
-    entry = registry.techniques[pair.technique]
-    budget = KEPT if pair.moves else KEPT + NEW
-    technique = entry.cls(**{**entry.parameters, **pair.ours, "budget": budget})
-    prepared: Any = technique.prepare(Sources(source))
-    cache = technique.cache(prepared, 1, CONTEXT, NEW)  # type: ignore[attr-defined]
+    policy = pair.policy(context, len(ids) - context)
+    prepared = policy.prepare(Sources(source))
+    cache: Any = policy.cache(prepared, 1, context, len(ids) - context)
     given = torch.tensor([ids])
-    kv.read(prepared.model, given[:, :CONTEXT], cache)
+    kv.read(prepared.model, given[:, :context], cache)
     held = [[sorted(head) for head in layer.positions()[0].tolist()] for layer in cache.layers]
-    places = range(CONTEXT, CONTEXT + NEW)
+    places = range(context, len(ids))
     logits = [kv.read(prepared.model, given[:, at : at + 1], cache)[0, -1].tolist() for at in places]
     return {"held": held, "logits": logits}
 
@@ -114,23 +76,28 @@ def compared(pair: Pair, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
     }
 
 
-def compare(model: str, python: str, folder: Path) -> dict[str, Any]:
-    """The record: versions, inputs, and every pair."""
+def compare(model: str, python: str, folder: Path, context: int = CONTEXT, rounds: int = 0) -> dict[str, Any]:
+    """The record: versions, inputs, every pair, and what was timed.
+
+    Args:
+        rounds: of timing; 0: nothing is timed.
+    """
     registry.load_plugins()
     source = Source(model)
-    draw = torch.Generator().manual_seed(0)
-    ids: list[int] = torch.randint(0, 250, (CONTEXT + NEW,), generator=draw).tolist()
+    text, longer = ids_of(source, context + max(NEW, STEPS if rounds else 0))
+    ids = longer[: context + NEW]
     network: Any = source.model()
     network.save_pretrained(folder / "model", safe_serialization=True)
+    del network
     presses = {pair.technique: (pair.press, dict(pair.theirs)) for pair in PAIRS}
-    task = {"ids": ids, "context": CONTEXT, "compression": COMPRESSION, "presses": presses}
+    task = {"ids": ids, "context": context, "compression": COMPRESSION, "presses": presses}
     (folder / "task.json").write_text(json.dumps(task))
-    quiet = {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    subprocess.run([python, str(PRESSES), str(folder)], check=True, env=quiet)
+    subprocess.run([python, str(PRESSES), str(folder)], check=True, env=their_environment())
     theirs = json.loads((folder / "theirs.json").read_text())
-    return {
+    record = {
         "model": model,
-        "context": CONTEXT,
+        "text": text,
+        "context": context,
         "new_tokens": NEW,
         "compression_ratio": COMPRESSION,
         "ids": ids,
@@ -138,25 +105,42 @@ def compare(model: str, python: str, folder: Path) -> dict[str, Any]:
             "ours": {package: version(package) for package in ("transformers", "torch")},
             "theirs": theirs["versions"],
         },
-        "pairs": [compared(pair, kept(pair, source, ids), theirs["found"][pair.technique]) for pair in PAIRS],
+        "pairs": [compared(pair, kept(pair, source, ids, context), theirs["found"][pair.technique]) for pair in PAIRS],
+        "timing": None,
     }
+    if rounds:
+        record["timing"] = kvpress_timing.time(source, python, folder, longer[: context + STEPS], context, rounds)
+    return record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 where a policy of the same definition keeps other tokens."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", required=True, help="interpreter of the environment that has kvpress")
     parser.add_argument("--model", default="tiny:llama", help="a model of the Llama kind")
+    parser.add_argument("--context", type=int, default=CONTEXT, help="tokens that are compressed (default %(default)s)")
+    parser.add_argument("--time", action="store_true", help="time decoding steps too, ours and theirs in turn")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="where the record goes, JSON")
     given = parser.parse_args(arguments)
+    if given.context < LEAST:
+        parser.error(f"--context is {given.context}; give {LEAST} or more")
+    if given.rounds < 1:
+        parser.error(f"--rounds is {given.rounds}; give 1 or more")
     with tempfile.TemporaryDirectory() as folder:
-        record = compare(given.model, given.python, Path(folder))
+        rounds = given.rounds if given.time else 0
+        try:
+            record = compare(given.model, given.python, Path(folder), given.context, rounds)
+        except BenchError as error:
+            parser.exit(error.exit_code, f"{error}\n")
     given.out.write_text(json.dumps(record, indent=1) + "\n")
     for one in record["pairs"]:
         error = one["largest_logit_difference"]
         logits = one["logits_reason"] if error is None else f"logits within {error:.1e}"
         note = f" ({one['definitions_differ']})" if one["definitions_differ"] else ""
         print(f"{one['technique']:24} {one['press']:24} same tokens {one['same_tokens']:.1%}; {logits}{note}")
+    if record["timing"]:
+        print("", *kvpress_timing.lines(record["timing"]), sep="\n")
     return int(any(not one["agrees"] and not one["definitions_differ"] for one in record["pairs"]))
 
 

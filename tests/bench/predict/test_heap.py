@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.predict.heap import ALIGNMENT, MAPPED, TRIMMED, Heap
@@ -90,6 +90,7 @@ def test_a_trim_gives_pages_back_and_keeps_the_places() -> None:
     assert heap.held == MIB + MIB // 2 + 2 * ALIGNMENT
 
 
+@settings(deadline=None, database=None, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(1, 3 * MAPPED)), max_size=80), st.booleans())
 def test_nothing_is_lost(moves: list[tuple[int, int]], trim: bool) -> None:
     heap: Allocator = Heap()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from bench.errors import BenchError
+from bench.probes import clock
 from bench.probes.clock import PhaseClock, count_tokens, time_steps
 from bench.technique import Step
 
@@ -17,19 +18,58 @@ def spin(seconds: float) -> None:
         pass
 
 
-def steps(cost: float, between: list[float]) -> Iterator[Step]:
-    for index in range(5):
-        spin(cost)
-        between.append(time.perf_counter())
-        yield Step("decode" if index else "prefill", 2, (torch.tensor([1, 2]),), {"drafted": 3})
+class Told:
+    """A clock that goes on as it is told to: what else the machine does changes nothing."""
+
+    now = 0
+
+    def perf_counter_ns(self) -> int:
+        return self.now
 
 
-def test_gaps_are_the_steps() -> None:
-    samples = time_steps(steps(0.01, []), "cpu")
+class Reader(list[Step]):
+    """Who keeps the steps and takes a second for each, which is nobody's step."""
+
+    def __init__(self, clock: Told) -> None:
+        self.clock = clock
+
+    def append(self, step: Step) -> None:
+        self.clock.now += 1_000_000_000
+        super().append(step)
+
+
+def test_gaps_are_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    monkeypatch.setattr(clock, "time", told)
+
+    def steps() -> Iterator[Step]:
+        for index in range(5):
+            told.now += 10_000_000 * (index + 1)
+            yield Step("decode" if index else "prefill", 2, (torch.tensor([1, 2]),), {"drafted": 3})
+        told.now += 7_000_000  # behind the last step, and no step
+
+    samples = time_steps(steps(), "cpu")
     assert samples.kind == ["prefill", *["decode"] * 4]
     assert samples.tokens == [2] * 5
     assert samples.counts == [{"drafted": 15}]
-    assert min(samples.seconds) == pytest.approx(0.01, rel=0.05)
+    assert samples.seconds == pytest.approx([0.01, 0.02, 0.03, 0.04, 0.05])
+    kept = Reader(told)
+    assert clock._time_cpu(steps(), kept) == pytest.approx(samples.seconds)
+    assert len(kept) == 5
+
+
+def test_the_clock_is_the_machines() -> None:
+    """Bounds alone: a step is never quicker than its work, and the steps take no longer than all of it."""
+
+    def steps() -> Iterator[Step]:
+        for _ in range(5):
+            spin(0.01)
+            yield Step("train", 1)
+
+    start = time.perf_counter()
+    seconds = time_steps(steps(), "cpu").seconds
+    assert min(seconds) >= 0.01
+    assert sum(seconds) <= time.perf_counter() - start
 
 
 def test_tokens_are_counted_not_believed() -> None:
@@ -51,36 +91,40 @@ def test_an_error_inside_leaves_the_collector_on() -> None:
 
 
 def test_phases_add_up() -> None:
-    clock = PhaseClock("cpu")
-    for _ in range(20):
-        with clock("draft"):
+    phases = PhaseClock("cpu")
+    start = time.perf_counter()
+    for _ in range(3):
+        with phases("draft"):
             spin(0.004)
-        with clock("verify"):
+        with phases("verify"):
             spin(0.008)
-    assert min(clock.seconds["draft"]) == pytest.approx(0.004, rel=0.1)
-    assert min(clock.seconds["verify"]) == pytest.approx(0.008, rel=0.1)
+    taken = time.perf_counter() - start
+    assert [len(each) for each in phases.seconds.values()] == [3, 3]
+    assert min(phases.seconds["draft"]) >= 0.004
+    assert min(phases.seconds["verify"]) >= 0.008
+    assert sum(map(sum, phases.seconds.values())) <= taken
 
 
 def test_a_phase_inside_another_counts_for_itself_alone() -> None:
-    class Told(PhaseClock):
+    class ToldPhases(PhaseClock):
         now = 0.0
 
         def _now(self) -> float:
             return self.now
 
-    clock = Told("cpu")
+    phases = ToldPhases("cpu")
     for _ in range(2):
-        with clock("prefill"):
-            clock.now += 4
-            with clock("choose"):
-                clock.now += 1
-                with clock("sort"):
-                    clock.now += 8
-                clock.now += 1
-            with clock("choose"):
-                clock.now += 16
-            clock.now += 32
-    assert clock.seconds == {"prefill": [36.0, 36.0], "choose": [2.0, 16.0] * 2, "sort": [8.0, 8.0]}
+        with phases("prefill"):
+            phases.now += 4
+            with phases("choose"):
+                phases.now += 1
+                with phases("sort"):
+                    phases.now += 8
+                phases.now += 1
+            with phases("choose"):
+                phases.now += 16
+            phases.now += 32
+    assert phases.seconds == {"prefill": [36.0, 36.0], "choose": [2.0, 16.0] * 2, "sort": [8.0, 8.0]}
 
 
 @pytest.mark.gpu

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sampled import Near, law_of, z_of
+from transformers import DynamicCache
 
-from bench.families.decoding import DecodingJob
+from bench.families.decoding import Batch, DecodingJob, DecodingPrepared, Emitted
 from bench.models import Source, Sources
 from techniques.decoding.autoregressive import Autoregressive
 from techniques.decoding.core.tree import ROOT, Drafts
@@ -66,3 +67,60 @@ def test_a_tree_of_several_levels_keeps_the_targets_law() -> None:
         depths.append(sum(count["drafted"] for count in counts) / sum(count["rounds"] for count in counts))
         assert z_of(Counter(map(tuple, outputs)), expected, draws) < 3.3
     assert 1.0 < depths[1] < depths[0]
+
+
+class Watched(Tree):
+    """Looks at what every node's children are drawn from, and at the draft's cache behind every round."""
+
+    seen: ClassVar[dict[str, Any]] = {}
+
+    def grown(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Drafts:
+        tree = super().grown(prepared, batch, job)
+        text = batch.only.known
+        for node, law in tree.laws.items():
+            path, above = list[torch.Tensor](), tree.parents[node] if node != ROOT else ROOT
+            while node != ROOT:
+                path, node = [tree.tokens[node], *path], tree.parents[node]
+            assert torch.allclose(law, job.distribution(fresh(batch, torch.cat([text, *path]))[1])[0], atol=1e-5)
+            self.seen["deep"] += above != ROOT and tree.read.index(above) != above
+        self.seen["tree"] = tree
+        return tree
+
+    def round(self, prepared: DecodingPrepared, batch: Batch, job: DecodingJob) -> Emitted:
+        text = batch.only.known
+        emitted, counts = super().round(prepared, batch, job)
+        cache, tree = batch.draft.cache, self.seen["tree"]
+        known = torch.cat([text, emitted[0]])[: cache.layers[0].lengths[0]]
+        for layer, expected in zip(cache.layers, fresh(batch, known)[0].layers, strict=True):
+            for held, wanted in ((layer.keys, expected.keys), (layer.values, expected.values)):
+                assert torch.allclose(held[:, :, : len(known)], wanted, atol=1e-5)
+        # a node is kept that the draft read sooner than it was drafted: some before it were not continued
+        path, alive = list[int](), ROOT
+        for token in emitted[0]:
+            children = [child for child in tree.children([alive]) if tree.tokens[child] == token]
+            path += children
+            alive = children[0] if children else len(tree.tokens)
+        kept = [node for node in path if node in tree.read]
+        assert len(known) == len(text) + len(kept), "what the draft has read of the path is kept, and no more"
+        self.seen["uneven"] += any(tree.read.index(node) != node for node in kept)
+        return emitted, counts
+
+
+def fresh(batch: Batch, ids: torch.Tensor) -> tuple[DynamicCache, torch.Tensor]:
+    """The draft's cache behind these ids alone, and the logits of what follows, `(1, vocabulary)`."""
+    cache = DynamicCache()
+    logits = batch.draft.model(input_ids=ids[None], past_key_values=cache, logits_to_keep=1).logits
+    return cache, logits[0]
+
+
+def test_behind_every_round_the_drafts_cache_is_a_fresh_reading_of_the_text() -> None:
+    """A wrong place kept would cost acceptance alone, and never the law."""
+    these = Sources(Source("tiny:llama"), {"draft": Near("tiny:llama", "draft")})
+    prompts = tuple(torch.arange(start, start + 9) for start in range(0, 200, 10))
+    Watched.seen.update(uneven=0, deep=0)
+    one = Watched(branches=(2, 2, 1), confidence=0.35)
+    prepared = one.prepare(these)
+    one.generate(prepared, DecodingJob(prompts=prompts, max_new_tokens=16, temperature=0.3, top_k=2))
+    prepared.close()
+    assert Watched.seen["uneven"] >= 5, "a node whose place is its number shows nothing"
+    assert Watched.seen["deep"] >= 5, "so does a parent whose place is its number"

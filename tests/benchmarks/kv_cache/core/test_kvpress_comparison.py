@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from bench import registry
 from bench.models import Source
 from benchmarks.kv_cache.core import kvpress_comparison as comparison
+from benchmarks.kv_cache.core.kvpress_pairs import ids_of, kept_tokens
 
 registry.load_plugins()
-IDS = torch.randint(0, 250, (comparison.CONTEXT + comparison.NEW,), generator=torch.Generator().manual_seed(0)).tolist()
+IDS = ids_of(Source("tiny:llama"), comparison.CONTEXT + comparison.NEW)[1]
 
 
 @pytest.mark.parametrize("pair", comparison.PAIRS, ids=lambda pair: pair.technique)
 def test_ours_keeps_as_much_as_a_press(pair: comparison.Pair) -> None:
-    found = comparison.kept(pair, Source("tiny:llama"), IDS)
-    assert [len(head) for layer in found["held"] for head in layer] == [comparison.KEPT] * 6
+    found = comparison.kept(pair, Source("tiny:llama"), IDS, comparison.CONTEXT)
+    assert [len(head) for layer in found["held"] for head in layer] == [kept_tokens(comparison.CONTEXT)] * 6
     assert all(0 <= at < comparison.CONTEXT for layer in found["held"] for head in layer for at in head)
     assert len(found["logits"]) == comparison.NEW
 
@@ -53,7 +53,8 @@ def test_the_record_and_the_exit_code(tmp_path: Path, monkeypatch: pytest.Monkey
         task = json.loads((folder / "task.json").read_text())
         assert (folder / "model" / "model.safetensors").is_file()
         found: dict[str, Any] = {
-            pair.technique: comparison.kept(pair, Source("tiny:llama"), task["ids"]) for pair in comparison.PAIRS
+            pair.technique: comparison.kept(pair, Source("tiny:llama"), task["ids"], task["context"])
+            for pair in comparison.PAIRS
         }
         if spoiled["now"]:
             found["knorm"]["held"][0][0][0] = 190
