@@ -207,16 +207,16 @@ class RaggedLayer(kv.EvictingLayer):
     def _one(self, query: Tensor, row: int, head: int, scaling: float) -> Tensor:
         """One head's group of queries `(group, head_dim)` over its segment."""
         held = self.segment(row, head)
-        weights = (query @ self.keys[held].T).float().mul_(scaling).softmax(-1)
+        weights = _attention(query, self.keys[held], scaling)
         if self.watched(row, head):
             self.watch(weights, {name: column[held] for name, column in self.columns.items()})
-        return weights.to(query.dtype) @ self.values[held]
+        return _mixed(weights, self.values[held])
 
     def _all(self, query: Tensor, scaling: float) -> Tensor:
         """All heads' groups of queries `(batch, kv_heads, group, head_dim)` over even segments."""
-        weights = (query @ self.padded(self.keys).transpose(-1, -2)).float().mul_(scaling).softmax(-1)
+        weights = _attention(query, self.padded(self.keys), scaling)
         self.watch(weights, {name: self.padded(column) for name, column in self.columns.items()})
-        return weights.to(query.dtype) @ self.padded(self.values)
+        return _mixed(weights, self.padded(self.values))
 
     def segment(self, row: int, head: int) -> slice:
         """The slots that hold a head's tokens."""
@@ -257,3 +257,20 @@ class RaggedLayer(kv.EvictingLayer):
     def _compare(self) -> None:
         alike = all(int(t.min()) == int(t.max()) for t in (self.lengths, self.capacities))
         self.level = int(self.lengths.max()) if alike else None
+
+
+def _attention(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
+    """Weights of queries `(..., group, head_dim)` over keys `(..., held, head_dim)`: `(..., group, held)`, float32."""
+    query, keys = _quick(query), _quick(keys)
+    return (query @ keys.transpose(-1, -2)).float().mul_(scaling).softmax(-1)
+
+
+def _mixed(weights: Tensor, values: Tensor) -> Tensor:
+    """Values `(..., held, head_dim)` by their weights `(..., group, held)`, in the values' type."""
+    quick = _quick(values)
+    return (weights.to(quick.dtype) @ quick).to(values.dtype)
+
+
+def _quick(states: Tensor) -> Tensor:
+    """In float32 on a CPU, whose products of 16 bits are compiled anew for every length: a hundred times the work."""
+    return states.float() if states.device.type == "cpu" else states
