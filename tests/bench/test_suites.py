@@ -16,9 +16,9 @@ def test_nothing_means_this_machines_suite(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(suites, "resolve_device", lambda wanted: "cpu")
     assert suites.find([])[0]["name"] == "cpu"
     monkeypatch.setattr(suites, "resolve_device", lambda wanted: "cuda")
-    monkeypatch.setattr(suites.models, "at_hand", lambda name: True)
+    monkeypatch.setattr(suites.model_names, "at_hand", lambda name: True)
     assert suites.find([])[0]["name"] == "gpu"
-    monkeypatch.setattr(suites.models, "at_hand", lambda name: False)
+    monkeypatch.setattr(suites.model_names, "at_hand", lambda name: False)
     assert suites.find([])[0]["name"] == "gpu_offline"
 
 

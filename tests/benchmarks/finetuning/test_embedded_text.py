@@ -135,6 +135,6 @@ def test_both_arms_learn_on_the_same_batches(name: str):
         assert sum(quality.metrics["nll"]) / 6 < quality.counts["nll_before"] - 0.1
         assert quality.counts["epochs"] == 80 / len(built["train"])
         names = [gate.name for gate in quality.gates]
-        assert names == (["finite", "frozen"] if isinstance(technique, Lora) else ["finite"])
+        assert names == (["finite", "frozen", "saved"] if isinstance(technique, Lora) else ["finite"])
         assert all(gate.passed for gate in quality.gates)
     assert len(starts) == 1
