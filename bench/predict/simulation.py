@@ -94,7 +94,7 @@ class Tracker(StorageWatch):
         self.guessed = 0
         self.work: Work | None = None
 
-    def rose(self) -> bool:
+    def rose(self, alive: int) -> bool:
         """Whether more is held than ever since `forget`."""
         if self.allocator.held <= self.peak:
             return False

@@ -25,6 +25,9 @@ from bench.technique import Prepared, Step
 
 RISE = 0.001
 """A peak that is higher by less than this share is the same one, a few pages later."""
+CREEP = 0.05
+"""A process' peak that is higher by less than this share, while fewer bytes live in tensors, is the same one: what they
+gave back is kept, in pieces that the next operation cannot use."""
 OUTPUTS = "outputs"
 """What a step hands over: kept by the harness, not by the technique."""
 
@@ -67,6 +70,8 @@ class Gauge:
 
     device: str
     peak: int = 0
+    alive: int = 0
+    """Bytes of the tensors that lived then [B]."""
     now: int = 0
     """Bytes still there when the peak was read: less than it by what an operation had given back [B]."""
     file: int = 0
@@ -76,19 +81,23 @@ class Gauge:
     allocated: int = 0
     """In use of what the C library was asked for [B]; CPU only."""
 
-    def rose(self) -> bool:
-        """Whether the peak is higher than when this was last so; what is there now is then kept."""
+    def rose(self, alive: int) -> bool:
+        """Whether the peak is higher than when this was last so; what is there now is then kept.
+
+        alive: bytes of the tensors that live now [B].
+        """
         if self.device.startswith("cuda"):
             highest, now = torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()
             file, free = 0, None
         else:
             status = resident.process_status()
             highest, now, file = (status.get(key, 0) for key in ("peak", "now", "file"))
-        if highest <= (1 + RISE) * self.peak:
+        creeps = not self.device.startswith("cuda") and alive < self.alive
+        if highest <= (1 + (CREEP if creeps else RISE)) * self.peak:
             return False
         if not self.device.startswith("cuda"):
             free, self.allocated = resident.free_in_heap(), resident.allocated()
-        self.peak, self.now, self.file, self.free = highest, now, file, free
+        self.peak, self.alive, self.now, self.file, self.free = highest, alive, now, file, free
         return True
 
 
@@ -221,7 +230,7 @@ class MemoryProbe:
             parts["files"] = max(self.gauge.file - self.before["file"], 0)
         parts |= {**named, "activations": sum(unnamed.values())}
         if self.gauge.free is not None:
-            parts["allocator"] = self.gauge.free
+            parts["allocator"] = self.gauge.free + peak - self.gauge.peak
         parts["operators"] = self.gauge.peak - self.gauge.now
         if not self.device.startswith("cuda"):
             others = self.gauge.allocated - self.before["allocated"] - sum(named.values()) - sum(unnamed.values())

@@ -26,8 +26,8 @@ class Gauge(Protocol):
     peak: int
     """[B]"""
 
-    def rose(self) -> bool:
-        """Ask; whether it is higher."""
+    def rose(self, alive: int) -> bool:
+        """Ask; whether it is higher. `alive`: bytes of the storages that live now [B]."""
 
 
 class Life:
@@ -101,7 +101,7 @@ class StorageWatch(TorchDispatchMode):
     def ask(self, operator: str = "") -> None:
         """Ask the device; if its peak rose, what lives now is what lived at the peak."""
         self._asked = self.total
-        if not self.gauge.rose():
+        if not self.gauge.rose(self.total):
             return
         self.operator = operator
         self._births_at_peak = self._births

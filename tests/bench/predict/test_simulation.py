@@ -66,9 +66,9 @@ def really(technique: Technique, workload: Workload, model: str, dtype: str = "f
     class Gauge:
         peak = 0
 
-        def rose(self) -> bool:
-            rose = watch.total > self.peak
-            self.peak = max(watch.total, self.peak)
+        def rose(self, alive: int) -> bool:
+            rose = alive > self.peak
+            self.peak = max(alive, self.peak)
             return rose
 
     class Watch(StorageWatch):

@@ -273,6 +273,22 @@ def test_weights_in_mapped_files_stand_apart(tmp_path: Path) -> None:
     assert report["parts"]["files"] == pytest.approx(32 * MIB, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("peak", "alive", "rose"),
+    [(1000, 90, False), (1040, 90, False), (1040, 110, True), (1060, 90, True), (1000.5, 110, False)],
+)
+def test_a_peak_that_creeps_up_while_less_lives_is_the_same_one(
+    peak: float, alive: int, rose: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = {"peak": 1000 * MIB, "now": 1000 * MIB, "file": 0}
+    monkeypatch.setattr(resident, "process_status", lambda: now)
+    gauge = Gauge("cpu")
+    assert gauge.rose(100)
+    now["peak"] = int(peak * MIB)
+    assert gauge.rose(alive) == rose
+    assert (gauge.peak, gauge.alive) == ((now["peak"], alive) if rose else (1000 * MIB, 100))
+
+
 def test_no_mode_is_left_between_the_steps() -> None:
     modes = []
     prepared = Prepared(nn.Linear(2, 2))
