@@ -81,8 +81,9 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
         count = parameters_of(one.model)
         build, burst, scored = one.workload.work()
         arms, seeds, rounds = len(one.arms), len(settings.seeds), settings.rounds
-        # warm-up, bursts and the memory pass
-        bursts = _over_arms(one, burst).times(rounds * (one.bursts + 2 + settings.profile))
+        # bursts; warm-up, memory pass and profile
+        round_work = one.workload.timed_work().times(one.bursts) + burst.times(2 + settings.profile)
+        bursts = _over_arms(one, round_work).times(rounds)
 
         def stage(
             name: Literal["build", "quality", "timing"],

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bench.claim import Claim
     from bench.models import Sources
 
-Kind = Literal["prefill", "decode", "train", "rollout"]
+Kind = Literal["prefill", "resume", "decode", "train", "rollout"]
 Axis = Literal["quality", "latency", "memory"]
 Phase = Callable[[str], contextlib.AbstractContextManager[None]]
 
@@ -34,7 +34,10 @@ def unmarked(name: str) -> contextlib.AbstractContextManager[None]:
 
 
 class Step(NamedTuple):
-    """One unit of work: a prefill, a decoding round, an optimiser step, a rollout."""
+    """One unit of work: a prefill, a decoding round, an optimiser step, a rollout.
+
+    To `resume` is to take up what an earlier burst has read; its time stands in no figure.
+    """
 
     kind: Kind
     tokens: int

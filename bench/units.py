@@ -17,14 +17,17 @@ PERCENTILES = (50, 90, 99)
 """Of the times per token of a process' prompts."""
 
 
-def prompt_times(samples: Mapping[str, Any]) -> Iterable[tuple[float, float, int]]:
-    """Per prompt of a burst: prefill [s], the rest [s], tokens emitted by the rest."""
-    prefill, rest, tokens, open_prompt = 0.0, 0.0, 0, False
+def prompt_times(samples: Mapping[str, Any]) -> Iterable[tuple[float | None, float, int]]:
+    """Per prompt of a burst: prefill (none where an earlier burst read it) [s], the rest [s], tokens of the rest."""
+    prefill: float | None = None
+    rest, tokens, open_prompt = 0.0, 0, False
     for kind, seconds, emitted in zip(samples["kind"], samples["seconds"], samples["tokens"], strict=True):
         if kind == "prefill":
             if open_prompt:
                 yield prefill, rest, tokens
             prefill, rest, tokens, open_prompt = seconds, 0.0, 0, True
+        elif kind == "resume":
+            open_prompt = True
         elif kind == "decode":
             rest, tokens = rest + seconds, tokens + emitted
     if open_prompt:
@@ -36,7 +39,7 @@ def _times(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     for part in rounds:
         bursts = [burst["samples"] for burst in part["bursts"] if burst["used"]]
         number = part["round"]
-        prompts = [times for samples in bursts if "prefill" in samples["kind"] for times in prompt_times(samples)]
+        prompts = [times for samples in bursts for times in prompt_times(samples)]
         steps = [
             seconds
             for samples in bursts
@@ -44,7 +47,9 @@ def _times(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
             if kind == "train"
         ]
         if prompts:
-            units.setdefault("ttft", {})[number] = statistics.median(prefill for prefill, _, _ in prompts)
+            read = [prefill for prefill, _, _ in prompts if prefill is not None]
+            if read:
+                units.setdefault("ttft", {})[number] = statistics.median(read)
             rest, tokens = sum(rest for _, rest, _ in prompts), sum(tokens for _, _, tokens in prompts)
             if tokens:
                 units.setdefault("tpot", {})[number] = rest / tokens
@@ -53,7 +58,12 @@ def _times(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
                 units.setdefault(f"tpot_p{percentile}", {})[number] = _percentile(rates, percentile)
         if steps:
             units.setdefault("time_per_step", {})[number] = statistics.median(steps)
-        whole = sum(sum(samples["seconds"]) for samples in bursts)
+        whole = sum(
+            seconds
+            for samples in bursts
+            for kind, seconds in zip(samples["kind"], samples["seconds"], strict=True)
+            if kind != "resume"
+        )
         if whole:
             units.setdefault("throughput", {})[number] = sum(sum(s["tokens"]) for s in bursts) / whole
     return units

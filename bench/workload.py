@@ -148,3 +148,7 @@ class Workload(BaseModel, ABC):
     @abstractmethod
     def work(self) -> tuple[Work, Work, Work]:
         """Sizes of `build`, of one burst and of the quality pass, for the plan."""
+
+    def timed_work(self) -> Work:
+        """Size of a burst behind the warm-up, where it is less than the first one's."""
+        return self.work()[1]

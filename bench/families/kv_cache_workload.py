@@ -43,6 +43,9 @@ class KVCacheWorkload(Workload):
     """Distinct contexts for the timed bursts."""
     batch: int = Field(default=1, ge=1)
     """Contexts continued at once, timed and scored."""
+    read_once: bool = False
+    """Time decoding alone, again and again behind a context that a process reads once, with `timed_contexts=batch`;
+    many more bursts fit into a run, nearer each other. There is no time to the first token then."""
 
     @model_validator(mode="after")
     def _batch_is_there(self) -> Self:
@@ -53,16 +56,34 @@ class KVCacheWorkload(Workload):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reads_the_same(self) -> Self:
+        if self.read_once and self.timed_contexts != self.batch:
+            raise ValueError(
+                f"timed_contexts={self.timed_contexts} with read_once: all bursts go on behind the same contexts; "
+                f"give timed_contexts={self.batch}, as many as batch"
+            )
+        return self
+
     def burst(self, built: Built, index: int, seed: int, device: str) -> KVCacheJob:
         timed = built["timed"]
         rows = [timed[(index * self.batch + row) % len(timed)] for row in range(self.batch)]
-        return KVCacheJob(contexts=torch.tensor(rows, device=device), max_new_tokens=self.new_tokens, seed=seed + index)
+        return KVCacheJob(
+            contexts=torch.tensor(rows, device=device),
+            max_new_tokens=self.new_tokens,
+            seed=seed + index,
+            read_once=self.read_once,
+        )
 
     def work(self) -> tuple[Work, Work, Work]:
         one = Work(prefill=self.context, decode=self.new_tokens)
         gate = self.gate_work(self.new_tokens)
         full = Work(prefill=self.context + self.new_tokens)
         return Work(), one.times(self.batch), (one + one + full).times(self.items) + gate
+
+    def timed_work(self) -> Work:
+        _, burst, _ = self.work()
+        return Work(decode=burst.decode) if self.read_once else burst
 
     def gate_work(self, behind: int) -> Work:
         """Of the mask oracle, where `behind` tokens are read one by one."""

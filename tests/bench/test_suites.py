@@ -130,3 +130,15 @@ def test_a_plan_counts_what_training_costs_each_arm() -> None:
     known, live = (quality({"technique": "dpo", "reference": way}) for way in ("precomputed", "adapters_off"))
     assert live > known  # a forward pass more in every step
     assert quality({"technique": "dpo", "reference": "copy", "policy": "full"}) > live  # gradients of all weights
+
+
+def test_a_context_that_is_read_once_is_planned_so() -> None:
+    def timing(**workload: object) -> float:
+        asked = {"name": "long_document", "context": 2048, "timed_contexts": 1, **workload}
+        raw = {"name": "x", "bursts": 10, "comparisons": [{"workload": asked, "arms": ["full_cache"]}]}
+        *_, stage = plan.stages(experiment.check(raw, "x"), "cpu", "bfloat16")
+        assert stage.work is not None
+        return stage.work
+
+    # twelve readings a round, or those of the warm-up and the memory pass
+    assert timing(new_tokens=2) / timing(new_tokens=2, read_once=True) == pytest.approx(6, rel=0.2)

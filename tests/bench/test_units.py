@@ -28,6 +28,16 @@ def test_time_units_of_prompts() -> None:
     assert found["throughput"] == {4: pytest.approx(9 / 2.5)}
 
 
+def test_taking_up_what_was_read_stands_in_no_figure() -> None:
+    read = burst(True, ("prefill", 0.5, 1), ("resume", 7.0, 0), ("decode", 0.2, 1), ("decode", 0.2, 1))
+    alone = burst(True, ("resume", 7.0, 0), ("decode", 0.1, 1), ("decode", 0.1, 1))
+    rounds = [{"round": 0, "bursts": [read, alone]}, {"round": 1, "bursts": [alone]}]
+    found = units.of([{"seed": 0, "rounds": rounds, "quality": None}])
+    assert found["ttft"][0] == {0: 0.5}
+    assert found["tpot"][0] == {0: pytest.approx(0.15), 1: pytest.approx(0.1)}
+    assert found["throughput"][0] == {0: pytest.approx(5 / 1.1), 1: pytest.approx(10)}
+
+
 def test_time_units_of_training_and_memory() -> None:
     memory = {"peak": 10, "reserved": None, "named": 8, "largest": {"kv_cache": 3}}
     bursts = [burst(True, ("train", 1.0, 8), ("train", 3.0, 8)), burst(True, ("train", 2.0, 8))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -143,3 +144,34 @@ def test_what_choosing_takes_is_a_phase_of_its_own(name: str) -> None:
     assert len(clock.seconds["prefill"]) == 1
     # snapkv lets go behind the prompt only; the others behind every token, in each of 3 layers
     assert len(clock.seconds.get("evict", [])) == (0 if name == "snapkv" else 3 * 4)
+
+
+@pytest.mark.parametrize("entry", ALL, ids=lambda entry: entry.name)
+def test_a_burst_behind_a_kept_reading_is_a_whole_one(entry: Any) -> None:
+    """To the last bit of every logit, however often the reading has been gone on from."""
+    technique = small(entry)
+    whole = KVCacheJob(contexts=IDS[:, :CONTEXT], max_new_tokens=NEW)
+    prepared = technique.prepare(Sources(Source("tiny:llama")))
+    seen: list[torch.Tensor] = []
+    prepared.model.register_forward_hook(lambda module, given, out: seen.append(out.logits))
+
+    def burst(job: KVCacheJob) -> tuple[list[str], list[torch.Tensor], list[list[torch.Tensor]]]:
+        seen.clear()
+        kinds, places = [], []
+        for step in technique.steps(prepared, job):
+            kinds.append(step.kind)
+            evicting = [one for one in prepared.cache.layers if isinstance(one, kv.EvictingLayer)]
+            places.append([layer.positions() for layer in evicting])
+        return kinds, seen[-(NEW - 1) :], places[-(NEW - 1) :]
+
+    kinds, logits, places = burst(whole)
+    assert kinds == ["prefill"] + ["decode"] * (NEW - 1)
+    assert prepared.reading is None
+    once = replace(whole, read_once=True)
+    for first in (["prefill"], [], []):
+        again = burst(once)
+        assert again[0] == [*first, "resume"] + ["decode"] * (NEW - 1)
+        torch.testing.assert_close(again[1:], (logits, places), rtol=0, atol=0)
+    assert burst(replace(once, contexts=IDS[:, 1 : CONTEXT + 1]))[0][0] == "prefill", "of another context"
+    assert burst(replace(once, phase=PhaseClock("cpu")))[0] == kinds, "phases are those of a whole burst"
+    assert prepared.reading is None, "and so is the peak of memory"
