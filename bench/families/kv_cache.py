@@ -6,8 +6,8 @@ A technique gives the cache, and nothing else.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 import copy
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
