@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
@@ -18,7 +19,7 @@ from bench.models import Sources
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.profile import Part, members, received, share_of
-from techniques.kv_cache.core.ragged import RaggedLayer
+from techniques.kv_cache.core.ragged import RaggedLayer, quick
 from techniques.kv_cache.core.rows import by_row
 from techniques.kv_cache.core.scores import Seen
 
@@ -41,6 +42,8 @@ class FastGenLayer(RaggedLayer):
         """Of each head: whether its policy asks for frequent tokens, and keeps less than everything."""
         self.left = technique.every
         """Tokens that come before the next eviction [tokens]."""
+        self.queries: list[Tensor] = []
+        """Of the tokens since the last one, `(batch, kv_heads, group, head_dim)` each, where a head needs marks."""
 
     def reading(self, ids: Tensor) -> None:
         self.kinds = self.kinds_of_ids[ids]  # (batch, new)
@@ -61,22 +64,36 @@ class FastGenLayer(RaggedLayer):
         order = self.technique.order
         frequent = self.policies > order.index("frequent") if "frequent" in order else torch.zeros_like(full)
         self.needs_marks = (frequent & ~full).tolist()
-        self.watching = any(any(row) for row in self.needs_marks)
         self.store(keys, values, index, rooms, {"kinds": kinds, "marks": marks} if self.evicts else {})
 
-    def watched(self, row: int, head: int) -> bool:
-        return self.needs_marks[row][head]
-
-    def watch(self, weights: Tensor, notes: Mapping[str, Tensor]) -> None:
-        notes["marks"].add_(weights.mean(-2))
+    def held(self) -> list[Tensor]:
+        return [*super().held(), *self.queries]
 
     def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
         out = self.attend(module, query, scaling)
         self.left -= 1
+        if any(any(row) for row in self.needs_marks):
+            self.queries.append(query.reshape(*self.lengths.shape, -1, query.shape[-1]))
         if self.evicts and self.left == 0:
             with self.phase("evict"):
+                self._mark(scaling)
                 self._evict()
         return out
+
+    def _mark(self, scaling: float) -> None:
+        """Add to the marks what the tokens since the last eviction attended to, each to those up to itself."""
+        if not self.queries:
+            return
+        queries = torch.stack(self.queries, 3)  # (batch, kv_heads, group, new, head_dim)
+        new = queries.shape[3]
+        future = torch.ones(new, new, dtype=torch.bool, device=queries.device).triu(1)
+        for row, of_row in enumerate(self.needs_marks):
+            for head in itertools.compress(itertools.count(), of_row):
+                held = self.segment(row, head)  # the new tokens are its last ones
+                scores = quick(queries[row, head]) @ quick(self.keys[held]).T * scaling  # (group, new, held)
+                scores[..., -new:].masked_fill_(future, -torch.inf)
+                self.columns["marks"][held] += scores.float().softmax(-1).mean(0).sum(0)
+        self.queries.clear()
 
     def _evict(self) -> None:
         """Let go of what the heads' policies no longer cover, and make room for the tokens until the next time."""
@@ -114,7 +131,8 @@ class FastGen(KVCache):
 
     Every head's storage is what it keeps, and slots for the tokens to come until then; where there are none, the layer
     is laid out anew. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
-    received so far. Query-aware: all queries of the prompt count.
+    received so far; what new tokens attended to is added up behind the last of them, from their queries, which are
+    held until then. Query-aware: all queries of the prompt count.
 
     Differs from the paper:
         The paper applies a head's policy to each new token (`every=1`); here tokens that it does not cover stay until

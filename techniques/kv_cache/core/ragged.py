@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +27,7 @@ class RaggedLayer(kv.EvictingLayer):
     """
 
     watching = False
-    """Whether `watch` is told the attention weights of every new token."""
+    """Whether `watch` is told the attention weights of every new token; for segments that are alike."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,10 +68,6 @@ class RaggedLayer(kv.EvictingLayer):
     def notes(self) -> Mapping[str, Tensor]:
         """Of the token that is appended: column -> `(batch, kv_heads)`; zero for columns that are not named."""
         return {}
-
-    def watched(self, row: int, head: int) -> bool:
-        """Whether this head's weights are asked for, where heads are taken one by one."""
-        return True
 
     def watch(self, weights: Tensor, notes: Mapping[str, Tensor]) -> None:
         """Be told the weights `(..., group, held)` of a new token, with views of the columns `(..., held)`."""
@@ -176,11 +171,8 @@ class RaggedLayer(kv.EvictingLayer):
             keys, values = self.padded(self.keys), self.padded(self.values)
             return packed_sdpa(module, query, keys, values, None, scaling=scaling)[0]
         grouped = query.reshape(batch, kv_heads, heads // kv_heads, -1)
-        if self.level is not None:
-            out = self._all(grouped, scaling)
-        elif self.watching:
-            heads_of = itertools.product(range(batch), range(kv_heads))
-            out = torch.stack([self._one(grouped[at], *at, scaling) for at in heads_of])
+        if self.watching:
+            out = self._watched(grouped, scaling)
         elif varlen.usable(query):
             starts, lengths = self.starts.flatten(), self.lengths.flatten()
             out = varlen.attend(grouped.flatten(0, 1), self.keys, self.values, starts, lengths, scaling)
@@ -204,19 +196,13 @@ class RaggedLayer(kv.EvictingLayer):
             ]
         )
 
-    def _one(self, query: Tensor, row: int, head: int, scaling: float) -> Tensor:
-        """One head's group of queries `(group, head_dim)` over its segment."""
-        held = self.segment(row, head)
-        weights = _attention(query, self.keys[held], scaling)
-        if self.watched(row, head):
-            self.watch(weights, {name: column[held] for name, column in self.columns.items()})
-        return _mixed(weights, self.values[held])
-
-    def _all(self, query: Tensor, scaling: float) -> Tensor:
-        """All heads' groups of queries `(batch, kv_heads, group, head_dim)` over even segments."""
-        weights = _attention(query, self.padded(self.keys), scaling)
+    def _watched(self, query: Tensor, scaling: float) -> Tensor:
+        """All heads' groups of queries `(batch, kv_heads, group, head_dim)` over segments that are alike."""
+        assert self.level is not None, "heads that hold different numbers of tokens are not watched"
+        weights = (quick(query) @ quick(self.padded(self.keys)).mT).float().mul_(scaling).softmax(-1)
         self.watch(weights, {name: self.padded(column) for name, column in self.columns.items()})
-        return _mixed(weights, self.padded(self.values))
+        values = quick(self.padded(self.values))
+        return (weights.to(values.dtype) @ values).to(self.values.dtype)
 
     def segment(self, row: int, head: int) -> slice:
         """The slots that hold a head's tokens."""
@@ -259,18 +245,6 @@ class RaggedLayer(kv.EvictingLayer):
         self.level = int(self.lengths.max()) if alike else None
 
 
-def _attention(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
-    """Weights of queries `(..., group, head_dim)` over keys `(..., held, head_dim)`: `(..., group, held)`, float32."""
-    query, keys = _quick(query), _quick(keys)
-    return (query @ keys.transpose(-1, -2)).float().mul_(scaling).softmax(-1)
-
-
-def _mixed(weights: Tensor, values: Tensor) -> Tensor:
-    """Values `(..., held, head_dim)` by their weights `(..., group, held)`, in the values' type."""
-    quick = _quick(values)
-    return (weights.to(quick.dtype) @ quick).to(values.dtype)
-
-
-def _quick(states: Tensor) -> Tensor:
+def quick(states: Tensor) -> Tensor:
     """In float32 on a CPU, whose products of 16 bits are compiled anew for every length: a hundred times the work."""
     return states.float() if states.device.type == "cpu" else states

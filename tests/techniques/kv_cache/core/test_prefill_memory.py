@@ -48,7 +48,7 @@ def peak(technique: Any, model: Any) -> int:
     prepared = technique.prepare(SimpleNamespace(target=target))
     cache = technique.cache(prepared, 1, TOKENS, 32)
     ids = torch.randint(0, 256, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    watch = Peak("cpu", SimpleNamespace(peak=0, rose=lambda: False))
+    watch = Peak("cpu", SimpleNamespace(peak=0, rose=lambda alive: False))
     watch.leave_out([*model.parameters(), *model.buffers()])
     with torch.inference_mode(), watch:
         kv.read(model, ids, cache)
