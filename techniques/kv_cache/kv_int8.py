@@ -11,14 +11,16 @@ from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers, link
-from techniques.kv_cache.core.quantized import PerToken, QuantizedLayer, head_width
+from techniques.kv_cache.core.eight_bits import PerTokenInt8
+from techniques.kv_cache.core.quantized import QuantizedLayer
 
 
 @register
 class KvInt8(KVCache):
     """Round each token's keys and values to 256 values between the least and the most of its head.
 
-    Every head of every token has a step and a lowest value in 16 bits. All tokens stay, none is exact. Query-agnostic.
+    Every head of every token has a step and a lowest value in 16 bits. All tokens stay, none is exact; storage of the
+    values is rounded up to 32 tokens. Query-agnostic.
     """
 
     source: ClassVar[str] = "the definition of asymmetric 8-bit rounding, per token and head"
@@ -33,6 +35,5 @@ class KvInt8(KVCache):
         config = prepared.model.config
         capacity = context + new_tokens
         kv.check_length(config, capacity)
-        width = head_width(config)
-        stores = [[PerToken(capacity, 8, width, 0) for _ in range(2)] for _ in range(check_layers(config))]
+        stores = [[PerTokenInt8(capacity, values) for values in (False, True)] for _ in range(check_layers(config))]
         return Cache(layers=[QuantizedLayer(keys, values) for keys, values in stores])

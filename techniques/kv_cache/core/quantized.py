@@ -89,14 +89,11 @@ class PerToken:
         self.seen = tokens
 
     def append(self, state: Tensor) -> None:
-        if self.residual:
-            slot = self.seen % self.residual
-            old = self.seen - self.residual
-            if old >= 0:
-                self._round(slice(old, old + 1), self.ring[:, :, slot : slot + 1])
-            self.ring[:, :, slot] = state
-        else:
-            self._round(slice(self.seen, self.seen + 1), state[:, :, None])
+        slot = self.seen % self.residual
+        old = self.seen - self.residual
+        if old >= 0:
+            self._round(slice(old, old + 1), self.ring[:, :, slot : slot + 1])
+        self.ring[:, :, slot] = state
         self.seen += 1
 
     def _round(self, places: slice, states: Tensor) -> None:
@@ -122,14 +119,14 @@ class PerToken:
         scores = made.transpose(-1, -2)
         for part, own in enumerate(query.split(self.group, -1)):
             scores = scores + own @ codes[..., part, :].transpose(-1, -2) * step[..., part].unsqueeze(-2)
-        return torch.cat([scores, query @ self._exact().float().transpose(-1, -2)], -1) if self.residual else scores
+        return torch.cat([scores, query @ self._exact().float().transpose(-1, -2)], -1)
 
     def mixed(self, weights: Tensor) -> Tensor:
         codes, step, low = self._floats()
         of_old = weights[..., : self.old]
         parts = [(of_old * step[..., part].unsqueeze(-2)) @ codes[..., part, :] for part in range(codes.shape[-2])]
         made = torch.cat(parts, -1) + (of_old @ low).repeat_interleave(self.group, -1)
-        return made + weights[..., self.old :] @ self._exact().float() if self.residual else made
+        return made + weights[..., self.old :] @ self._exact().float()
 
     def _floats(self) -> tuple[Tensor, Tensor, Tensor]:
         """Codes `(batch, kv_heads, old, groups, group)`, steps and lowest values `(batch, kv_heads, old, groups)`."""
