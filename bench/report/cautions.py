@@ -50,6 +50,16 @@ def of(comparisons: Mapping[str, list[Row]], manifest: Mapping[str, Any] | None 
                 arm = f"{comparison} {row.arm}{f' ({detail})' if detail else ''}"
                 found.setdefault((what, remedy), []).append(arm)
     general = []
+    there = {record["cell"] for rows in comparisons.values() for row in rows for record in row.records}
+    missing = [cell for cell in (manifest or {}).get("cells", ()) if cell not in there]
+    if missing:
+        general.append(
+            Caution(
+                "unfinished: the run was interrupted, and this report is of what was done until then",
+                STATUSES["skipped"],
+                tuple(missing),
+            )
+        )
     if manifest is not None and not manifest.get("calibration"):
         general.append(
             Caution(

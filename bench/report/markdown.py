@@ -45,7 +45,7 @@ def _overview(comparisons: Mapping[str, list[outcome.Row]]) -> list[str]:
     found = overview.lines(comparisons)
     if not found:
         return ["## Overview", "", "No arm but baselines has finished."]
-    words = [f"* **{cell(line.arm)}** ({line.family}): {cell(line.sentence)}." for line in found]
+    words = [f"* **{cell(line.arm)}** ({line.place}): {cell(line.sentence)}." for line in found]
     return ["## Overview", "", *words, "", *grid(overview.COLUMNS, overview.cells(found))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bench import stats
 from bench.metrics import Metric
@@ -47,6 +48,13 @@ class Line:
     answers: tuple[Answer, ...]
     labels: str = ""
     """What stands beside the arm's name: `query-aware`."""
+    where: str = ""
+    """What tells its comparison from the family's others, as `context 512`; empty for the only one."""
+
+    @property
+    def place(self) -> str:
+        """The family, and the comparison where there are several."""
+        return f"{self.family}, {self.where}" if self.where else self.family
 
     @property
     def saves(self) -> list[str]:
@@ -78,6 +86,7 @@ class Line:
 
 def lines(comparisons: Mapping[str, list[Row]]) -> list[Line]:
     """All arms but baselines that are well, in the order of the records."""
+    where = _where(comparisons)
     return [
         Line(
             str(row.record["family"]),
@@ -89,11 +98,31 @@ def lines(comparisons: Mapping[str, list[Row]]) -> list[Line]:
             gate(row),
             tuple(_answer(row, axis) for axis in AXES),
             row.labels,
+            where.get(comparison, ""),
         )
         for comparison, rows in comparisons.items()
         for row in rows
         if not row.is_baseline or row.status != "ok"
     ]
+
+
+def _where(comparisons: Mapping[str, list[Row]]) -> dict[str, str]:
+    """Comparison -> what tells it from the others of its family: the workload's name, or the parameters that differ."""
+    families: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for comparison, rows in comparisons.items():
+        families.setdefault(str(rows[0].record["family"]), {})[comparison] = rows[0].record["workload"]
+    found: dict[str, str] = {}
+    for workloads in families.values():
+        named = len({workload["name"] for workload in workloads.values()}) > 1
+        fields = {name for workload in workloads.values() for name in workload["parameters"]}
+        told: dict[str, list[str]] = {one: [str(workloads[one]["name"])] if named else [] for one in workloads}
+        for name in sorted(fields):
+            values = {one: workload["parameters"].get(name) for one, workload in workloads.items()}
+            if not named and len(set(map(str, values.values()))) > 1:
+                for one, value in values.items():
+                    told[one].append(f"{name} {value}")
+        found |= {one: " ".join(parts) for one, parts in told.items() if len(workloads) > 1}
+    return found
 
 
 def label(status: str) -> str:
@@ -144,7 +173,8 @@ def cells(found: Iterable[Line]) -> list[tuple[str, str, str, str, str]]:
     """Arm, what it saves, what it costs, verdicts, gate: one row per line."""
     return [
         (
-            f"{one.arm} (baseline)" if one.arm == one.baseline else f"{one.arm} against {one.baseline}",
+            (f"{one.arm} (baseline)" if one.arm == one.baseline else f"{one.arm} against {one.baseline}")
+            + (f", {one.where}" if one.where else ""),
             ", ".join(one.saves) or "-",
             ", ".join(one.costs) or "-",
             f"{label(one.status)}{_because(one.reason)}"

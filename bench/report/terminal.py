@@ -45,7 +45,8 @@ def _draw_overview(lines: list[overview.Line], console: Console) -> None:
         drawn.add_row(arm, *(text.replace("; ", "\n") for text in others), style=style)
     console.print(drawn)
     for line in lines:
-        _tell(f"[bold]{escape(line.arm)}[/bold]: {escape(line.sentence)}", console)
+        where = f" ({line.where})" if line.where else ""
+        _tell(f"[bold]{escape(line.arm)}[/bold]{escape(where)}: {escape(line.sentence)}", console)
 
 
 def _draw_cautions(found: list[cautions.Caution], console: Console) -> None:

@@ -56,6 +56,15 @@ def test_a_withheld_memory_is_not_told(make: Callable[..., dict[str, Any]]) -> N
     assert told(record) == {"INVALID": ("decoding.chat wrong (gate g: bad)",)}
 
 
+def test_a_run_that_was_interrupted_says_so(make: Callable[..., dict[str, Any]], manifest: dict[str, Any]) -> None:
+    record = make("base")
+    whole = told(record, **{**manifest, "cells": [record["cell"]]})
+    found = told(record, **{**manifest, "cells": [record["cell"], "decoding.chat.fast.seed0"]})
+    (what,) = found.keys() - whole.keys()
+    assert what.startswith("unfinished")
+    assert found[what] == ("decoding.chat.fast.seed0",)
+
+
 def test_the_run_and_its_arms(records: list[dict[str, Any]], manifest: dict[str, Any]) -> None:
     found = told(*records, **manifest)
     assert found.pop("not calibrated: how small a difference this machine can resolve is not known") == ()

@@ -93,3 +93,22 @@ def test_markdown_begins_with_the_overview(records: list[dict[str, Any]], manife
     assert "<script>" not in text
     assert "no \\| such &lt;b>kernel" in text
     assert "* x.json is no record" in text
+
+
+def test_an_arm_of_several_comparisons_is_told_apart(make: Callable[..., dict[str, Any]]) -> None:
+    names = ("base", "fast")
+
+    def arms(comparison: str, name: str = "chat", **parameters: Any) -> list[dict[str, Any]]:
+        workload = {"name": name, "parameters": {"items": 20, **parameters}}
+        return [make(arm, comparison=comparison, workload=workload, cell=f"{comparison} {arm}") for arm in names]
+
+    sized = [*arms("chat", context=512), *arms("chat-2", context=1024)]
+    lines = overview.lines(outcome.rows(sized))
+    assert [line.place for line in lines] == ["decoding, context 512", "decoding, context 1024"]
+    assert [row[0] for row in overview.cells(lines)] == [f"fast against base, {line.where}" for line in lines]
+    assert [line.place for line in overview.lines(outcome.rows(arms("chat", context=512)))] == ["decoding"]
+    lines = overview.lines(outcome.rows([*sized[:2], *arms("six", "six_categories", context=9)]))
+    assert [line.where for line in lines] == ["chat", "six_categories"]
+    console = Console(file=io.StringIO(), width=200)
+    terminal._draw_overview(overview.lines(outcome.rows(sized)), console)
+    assert "fast (context 512):" in console.file.getvalue()
