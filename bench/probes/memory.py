@@ -26,8 +26,10 @@ from bench.technique import Prepared, Step
 RISE = 0.001
 """A peak that is higher by less than this share is the same one, a few pages later."""
 CREEP = 0.05
-"""A process' peak that is higher by less than this share, while fewer bytes live in tensors, is the same one: what they
-gave back is kept, in pieces that the next operation cannot use."""
+"""A process' peak that is higher by less than this share is the same one while hardly more lives in tensors (`MORE`):
+what they gave back is kept, in pieces that the next operation cannot use."""
+MORE = 0.01
+"""More bytes that live, as a share."""
 OUTPUTS = "outputs"
 """What a step hands over: kept by the harness, not by the technique."""
 
@@ -92,7 +94,7 @@ class Gauge:
         else:
             status = resident.process_status()
             highest, now, file = (status.get(key, 0) for key in ("peak", "now", "file"))
-        creeps = not self.device.startswith("cuda") and alive < self.alive
+        creeps = not self.device.startswith("cuda") and alive <= (1 + MORE) * self.alive
         if highest <= (1 + (CREEP if creeps else RISE)) * self.peak:
             return False
         if not self.device.startswith("cuda"):

@@ -275,9 +275,16 @@ def test_weights_in_mapped_files_stand_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("peak", "alive", "rose"),
-    [(1000, 90, False), (1040, 90, False), (1040, 110, True), (1060, 90, True), (1000.5, 110, False)],
+    [
+        (1000, 90, False),
+        (1040, 90, False),
+        (1040, 100, False),
+        (1040, 110, True),
+        (1060, 90, True),
+        (1000.5, 110, False),
+    ],
 )
-def test_a_peak_that_creeps_up_while_less_lives_is_the_same_one(
+def test_a_peak_that_creeps_up_while_no_more_lives_is_the_same_one(
     peak: float, alive: int, rose: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = {"peak": 1000 * MIB, "now": 1000 * MIB, "file": 0}
