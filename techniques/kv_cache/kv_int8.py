@@ -17,13 +17,13 @@ from techniques.kv_cache.core.quantized import QuantizedLayer
 
 @register
 class KvInt8(KVCache):
-    """Round each token's keys and values to 256 values between the least and the most of its head.
+    """Round each token's keys and values to 255 values around 0, up to the largest of its head.
 
-    Every head of every token has a step and a lowest value in 16 bits. All tokens stay, none is exact; storage of the
+    Every head of every token has a step in 16 bits. All tokens stay, none is exact; storage of the
     values is rounded up to 32 tokens. Query-agnostic.
     """
 
-    source: ClassVar[str] = "the definition of asymmetric 8-bit rounding, per token and head"
+    source: ClassVar[str] = "the definition of symmetric 8-bit rounding, per token and head"
     labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
 
     def prepare(self, sources: Sources) -> KVCachePrepared:

@@ -47,7 +47,7 @@ def test_storage_is_a_byte_an_element_and_never_moves() -> None:
             store.append(states(40, 16)[:, :, 30 + at])
         assert [part.data_ptr() for part in store.held()] == pointers
         held = sum(part.untyped_storage().nbytes() for part in store.held())
-        assert held == ROWS * HEADS * (codes + 40 * 2 * 2)
+        assert held == ROWS * HEADS * (codes + 40 * 2)
 
 
 # widths of whole blocks go through the kernel in 16 bits, and others do not
