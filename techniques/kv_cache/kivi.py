@@ -28,9 +28,10 @@ class Kivi(KVCache):
 
     Differs from the paper:
         Codes are unpacked before they are multiplied, where the paper has one kernel for both: the memory is what is
-        held, the time is not the paper's. Steps and lowest values are rounded outwards, so that
-        no element is off by more than half a step. A full block of keys is rounded when the next token comes. A head
-        narrower than the group is one group.
+        held, the time is not the paper's. Values are rounded `group` tokens at a time, so that up to `group` more of
+        them are exact, where the paper rounds one with every token. Steps and lowest values are rounded outwards, so that
+        no element is off by more than half a step. A full block is rounded when the next token comes. A head narrower
+        than the group is one group.
     """
 
     source: ClassVar[str] = "Liu et al. 2024, KIVI, algorithm 1; group of 32, residual of 128 tokens"
@@ -90,13 +91,13 @@ class Kivi(KVCache):
         kv.check_length(config, capacity)
         width = head_width(config)
         group = min(self.group, width)
-        if width % group or group * self.bits % 8:
+        if width % group or width * self.bits % 8:
             raise Unsupported(f"heads of {width} channels do not divide into groups of {group}; give a group that does")
         return Cache(
             layers=[
                 QuantizedLayer(
-                    PerChannel(capacity, self.bits, self.group, self.residual),
-                    PerToken(capacity, self.bits, group, self.residual),
+                    PerChannel(capacity, self.bits, self.group, keep=0, block=self.residual),
+                    PerToken(capacity, self.bits, group, keep=self.residual, block=self.group),
                 )
                 for _ in range(check_layers(config))
             ]

@@ -14,8 +14,8 @@ SCALE = torch.float16
 class Codes(NamedTuple):
     """Groups in a few bits."""
 
-    packed: Tensor
-    """uint8 `(..., group * bits / 8)`: the codes of the group's first part in the lowest bits, see `pack`."""
+    codes: Tensor
+    """uint8 `(..., group)`, below `2 ** bits`."""
     step: Tensor
     """`(..., 1)`: between neighbouring values."""
     low: Tensor
@@ -35,28 +35,32 @@ def quantize(groups: Tensor, bits: int) -> Codes:
     low = (least - least.abs() * eps).to(SCALE)
     step = ((most - low.float()) / levels * (1 + eps)).clamp(min=torch.finfo(SCALE).tiny).to(SCALE)
     codes = ((groups - low.float()) / step.float()).round().clamp(0, levels).to(torch.uint8)
-    return Codes(pack(codes, bits), step, low)
+    return Codes(codes, step, low)
 
 
-def dequantize(codes: Codes, bits: int) -> Tensor:
+def dequantize(groups: Codes) -> Tensor:
     """The values that codes stand for: `(..., group)` in float32."""
-    return unpack(codes.packed, bits).float() * codes.step.float() + codes.low.float()
+    return groups.codes.float() * groups.step.float() + groups.low.float()
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Codes `(..., n)` below `2 ** bits` -> bytes `(..., n * bits / 8)`; n codes fill whole bytes.
+    """Codes uint8 `(..., m, n)` below `2 ** bits` -> bytes `(..., m * bits / 8, n)`; m codes fill whole bytes.
 
-    A byte holds codes that lie n * bits / 8 apart, so that unpacking moves whole parts and no single code.
+    A byte holds codes that lie m * bits / 8 apart, so that unpacking moves whole parts and no single code.
     """
-    parts = codes.unflatten(-1, (8 // bits, -1))
-    packed = torch.zeros_like(parts[..., 0, :])
+    parts = codes.unflatten(-2, (8 // bits, -1))
+    packed = torch.zeros_like(parts[..., 0, :, :])
     for place in range(8 // bits):
-        packed |= parts[..., place, :] << (bits * place)
+        packed |= parts[..., place, :, :] << (bits * place)
     return packed
 
 
 def unpack(packed: Tensor, bits: int) -> Tensor:
-    """Bytes `(..., n)` -> codes `(..., n * 8 / bits)`."""
-    if bits == 8:
-        return packed
-    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)], -1)
+    """Bytes `(..., m, n)` -> codes uint8 `(..., m * 8 / bits, n)`; eight bytes at once where rows are made of such."""
+    wide = all(size % 8 == 0 for size in (packed.shape[-1], packed.storage_offset(), *packed.stride()[:-1]))
+    words = packed.view(torch.int64) if wide else packed
+    mask = int.from_bytes(bytes([2**bits - 1] * words.element_size()), "little")
+    codes = words.new_empty(*words.shape[:-2], 8 // bits, *words.shape[-2:])
+    for place in range(8 // bits):
+        torch.bitwise_and(words >> (bits * place), mask, out=codes[..., place, :, :])
+    return codes.view(torch.uint8).flatten(-3, -2)

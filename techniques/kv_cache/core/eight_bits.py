@@ -50,13 +50,13 @@ class PerTokenInt8:
         self.seen = places.stop
 
     def scores(self, query: Tensor) -> Tensor:
-        return _products(query, self.codes[:, :, : self.seen]) * self.step[:, :, None, : self.seen].float()
+        return products(query, self.codes[:, :, : self.seen]) * self.step[:, :, None, : self.seen].float()
 
     def mixed(self, weights: Tensor) -> Tensor:
         # what is not there yet weighs nothing
         scaled = weights.new_zeros(*weights.shape[:-1], self.codes.shape[-1], dtype=self.dtype)
         torch.mul(weights, self.step[:, :, None, : self.seen], out=scaled[..., : self.seen])
-        return _products(scaled, self.codes).float()
+        return products(scaled, self.codes).float()
 
     def restored(self) -> Tensor:
         return (self._by_token()[:, :, : self.seen] * self._each().float()).to(self.dtype)
@@ -74,14 +74,14 @@ class PerTokenInt8:
         return self.step[:, :, : self.seen, None]
 
 
-def _products(rows: Tensor, codes: Tensor) -> Tensor:
+def products(rows: Tensor, codes: Tensor) -> Tensor:
     """Of rows `(batch, kv_heads, group, n)` with codes `(batch, kv_heads, m, n)`: `(batch, kv_heads, group, m)`.
 
-    In float32; where the kernel for 16 bits serves, in the rows' type.
+    Codes are int8, or uint8 below 128. In float32; where the kernel for 16 bits serves, in the rows' type.
     """
-    kernel = "AVX" in torch.backends.cpu.get_cpu_capability()
-    if rows.device.type != "cpu" or rows.dtype != torch.bfloat16 or codes.shape[-1] % BLOCK or not kernel:
+    kernel = rows.device.type == "cpu" and "AVX" in torch.backends.cpu.get_cpu_capability()
+    if not kernel or rows.dtype != torch.bfloat16 or codes.shape[-1] % BLOCK or not codes.numel():
         return rows.float() @ codes.float().mT
     ones = rows.new_ones(codes.shape[2])
-    each = zip(rows.flatten(0, 1).unbind(), codes.flatten(0, 1).unbind(), strict=True)
+    each = zip(rows.flatten(0, 1).unbind(), codes.view(torch.int8).flatten(0, 1).unbind(), strict=True)
     return torch.stack([torch._weight_int8pack_mm(*pair, ones) for pair in each]).unflatten(0, rows.shape[:2])

@@ -1,11 +1,12 @@
 """Keys and values in a few bits, and attention over their codes.
 
 An element is `low + step * code`, with a step and a lowest value for each group. A product with a group is therefore
-one with its codes, times the step, and the lowest value times a sum: no element has to be restored.
+one of codes with what the step scaled, and the lowest value times a sum: no element has to be restored.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from bench.families import cache as kv
 from techniques.kv_cache.core.attending import linked
-from techniques.kv_cache.core.codes import SCALE, Codes, dequantize, quantize, unpack
+from techniques.kv_cache.core.codes import SCALE, Codes, dequantize, pack, quantize, unpack
+from techniques.kv_cache.core.eight_bits import products
 
 
 def head_width(config: Any) -> int:
@@ -62,153 +64,144 @@ class Values(Store, Protocol):
         """
 
 
-class PerToken:
-    """Groups along the channels of one token; the latest `residual` tokens are exact, in a ring."""
+class Packed:
+    """Groups of old tokens in few bits, and the latest tokens as they are: one layer's keys or values.
 
-    def __init__(self, capacity: int, bits: int, group: int, residual: int) -> None:
+    When `keep + block` tokens are exact and one more comes, the `block` oldest of them are rounded. `block` is a
+    multiple of `group`. Codes are packed along channels, so that a byte holds codes of one token.
+    """
+
+    def __init__(self, capacity: int, bits: int, group: int, keep: int, block: int) -> None:
         self.bits = bits
         self.group = group
-        self.residual = residual
-        self.rounded = max(capacity - residual, 0)
+        self.keep = keep
+        self.block = block
+        self.capacity = self._old(capacity)
         """Tokens that are rounded in the end [tokens]."""
-        self.seen = 0
-
-    def fill(self, states: Tensor) -> None:
-        batch, heads, tokens, width = states.shape
-        rows = (batch, heads, self.rounded, width // self.group)
-        self.codes = Codes(
-            states.new_zeros(*rows, self.group * self.bits // 8, dtype=torch.uint8),
-            states.new_zeros(*rows, 1, dtype=SCALE),
-            states.new_zeros(*rows, 1, dtype=SCALE),
-        )
-        self.ring = states.new_zeros(batch, heads, self.residual, width)
-        old = max(tokens - self.residual, 0)
-        self._round(slice(0, old), states[:, :, :old])
-        for at in range(old, tokens):
-            self.ring[:, :, at % self.residual] = states[:, :, at]
-        self.seen = tokens
-
-    def append(self, state: Tensor) -> None:
-        slot = self.seen % self.residual
-        old = self.seen - self.residual
-        if old >= 0:
-            self._round(slice(old, old + 1), self.ring[:, :, slot : slot + 1])
-        self.ring[:, :, slot] = state
-        self.seen += 1
-
-    def _round(self, places: slice, states: Tensor) -> None:
-        for stored, made in zip(self.codes, quantize(states.unflatten(-1, (-1, self.group)), self.bits), strict=True):
-            stored[:, :, places] = made
-
-    @property
-    def old(self) -> int:
-        """Tokens that are rounded [tokens]."""
-        return max(self.seen - self.residual, 0)
-
-    def _rounded(self) -> Codes:
-        return Codes(*(part[:, :, : self.old] for part in self.codes))
-
-    def _exact(self) -> Tensor:
-        """The latest tokens, in the text's order."""
-        return self.ring[:, :, [at % self.residual for at in range(self.old, self.seen)]]
-
-    def scores(self, query: Tensor) -> Tensor:
-        query = query.float()
-        codes, step, low = self._floats()
-        made = low @ query.unflatten(-1, (-1, self.group)).sum(-1).transpose(-1, -2)  # (batch, kv_heads, old, group)
-        scores = made.transpose(-1, -2)
-        for part, own in enumerate(query.split(self.group, -1)):
-            scores = scores + own @ codes[..., part, :].transpose(-1, -2) * step[..., part].unsqueeze(-2)
-        return torch.cat([scores, query @ self._exact().float().transpose(-1, -2)], -1)
-
-    def mixed(self, weights: Tensor) -> Tensor:
-        codes, step, low = self._floats()
-        of_old = weights[..., : self.old]
-        parts = [(of_old * step[..., part].unsqueeze(-2)) @ codes[..., part, :] for part in range(codes.shape[-2])]
-        made = torch.cat(parts, -1) + (of_old @ low).repeat_interleave(self.group, -1)
-        return made + weights[..., self.old :] @ self._exact().float()
-
-    def _floats(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes `(batch, kv_heads, old, groups, group)`, steps and lowest values `(batch, kv_heads, old, groups)`."""
-        packed, step, low = self._rounded()
-        return unpack(packed, self.bits).float(), step[..., 0].float(), low[..., 0].float()
-
-    def restored(self) -> Tensor:
-        rounded = dequantize(self._rounded(), self.bits).flatten(-2).to(self.ring.dtype)
-        return torch.cat([rounded, self._exact()], 2)
-
-    def steps(self) -> Tensor:
-        step = self._rounded().step.float().expand(-1, -1, -1, -1, self.group).flatten(-2)
-        return torch.cat([step, torch.zeros_like(self._exact(), dtype=torch.float32)], 2)
-
-    def held(self) -> list[Tensor]:
-        return [*self.codes, self.ring]
-
-
-class PerChannel:
-    """Groups along `group` tokens of one channel; rounded in blocks of `residual` tokens, exact until one is full."""
-
-    def __init__(self, capacity: int, bits: int, group: int, residual: int) -> None:
-        self.bits = bits
-        self.group = group
-        self.residual = residual
-        self.blocks = max(capacity - 1, 0) // residual
-        """Blocks that are rounded in the end: the last token's own block is not."""
         self.rounded = 0
         self.seen = 0
 
     def fill(self, states: Tensor) -> None:
         batch, heads, tokens, width = states.shape
-        rows = (batch, heads, self.blocks * self.residual // self.group, width)
-        self.codes = Codes(
-            states.new_zeros(*rows, self.group * self.bits // 8, dtype=torch.uint8),
-            states.new_zeros(*rows, 1, dtype=SCALE),
-            states.new_zeros(*rows, 1, dtype=SCALE),
-        )
-        self.tail = states.new_zeros(batch, heads, self.residual, width)
-        whole = max(tokens - 1, 0) // self.residual * self.residual
-        self._round(states[:, :, :whole])
-        self.tail[:, :, : tokens - whole] = states[:, :, whole:]
+        old = self._old(tokens)
+        self.tail = states.new_zeros(batch, heads, self.keep + self.block, width)
+        self.tail[:, :, : tokens - old] = states[:, :, old:]
+        self._allocate(states)
+        self._round(states[:, :, :old])
         self.seen = tokens
 
     def append(self, state: Tensor) -> None:
-        if self.seen - self.rounded == self.residual:
-            self._round(self.tail)
+        if self.seen - self.rounded == self.tail.shape[2]:
+            self._round(self.tail[:, :, : self.block])
+            self.tail[:, :, : self.keep] = self.tail[:, :, self.block :].clone()
         self.tail[:, :, self.seen - self.rounded] = state
         self.seen += 1
 
+    def _old(self, tokens: int) -> int:
+        return max(tokens - self.keep - 1, 0) // self.block * self.block
+
+    @abstractmethod
+    def _allocate(self, states: Tensor) -> None:
+        """Storage `packed`, `step` and `low` for `capacity` tokens like `(batch, kv_heads, tokens, head_dim)`."""
+
+    @abstractmethod
     def _round(self, states: Tensor) -> None:
         """Round whole blocks `(batch, kv_heads, tokens, head_dim)` behind those that are."""
-        groups = states.unflatten(2, (-1, self.group)).transpose(-1, -2)  # (batch, kv_heads, groups, head_dim, group)
-        first = self.rounded // self.group
-        for stored, made in zip(self.codes, quantize(groups, self.bits), strict=True):
-            stored[:, :, first : first + groups.shape[2]] = made
+
+    @abstractmethod
+    def _by_token(self, states: Tensor) -> Tensor:
+        """Groups -> `(batch, kv_heads, rounded, head_dim)`."""
+
+    @abstractmethod
+    def _groups(self) -> Codes:
+        """What is rounded."""
+
+    def _exact(self) -> Tensor:
+        return self.tail[:, :, : self.seen - self.rounded]
+
+    def restored(self) -> Tensor:
+        return torch.cat([self._by_token(dequantize(self._groups())).to(self.tail.dtype), self._exact()], 2)
+
+    def steps(self) -> Tensor:
+        groups = self._groups()
+        steps = self._by_token(groups.step.float().expand(groups.codes.shape))
+        return torch.cat([steps, torch.zeros_like(self._exact(), dtype=torch.float32)], 2)
+
+    def held(self) -> list[Tensor]:
+        return [self.packed, self.step, self.low, self.tail]
+
+
+class PerChannel(Packed):
+    """Keys: a group is `group` tokens of one channel.
+
+    Packed `(batch, kv_heads, groups, head_dim * bits / 8, group)`, steps and lowest values
+    `(batch, kv_heads, groups, head_dim)`.
+    """
+
+    def _allocate(self, states: Tensor) -> None:
+        batch, heads, _, width = states.shape
+        rows = (batch, heads, self.capacity // self.group)
+        self.packed = states.new_zeros(*rows, width * self.bits // 8, self.group, dtype=torch.uint8)
+        self.step, self.low = (states.new_zeros(*rows, width, dtype=SCALE) for _ in range(2))
+
+    def _round(self, states: Tensor) -> None:
+        made = quantize(states.unflatten(2, (-1, self.group)).mT, self.bits)
+        places = slice(self.rounded // self.group, (self.rounded + states.shape[2]) // self.group)
+        self.packed[:, :, places] = pack(made.codes, self.bits)
+        self.step[:, :, places], self.low[:, :, places] = made.step[..., 0], made.low[..., 0]
         self.rounded += states.shape[2]
 
-    def _filled(self) -> Codes:
-        return Codes(*(part[:, :, : self.rounded // self.group] for part in self.codes))
+    def _by_token(self, states: Tensor) -> Tensor:
+        return states.mT.flatten(2, 3)
+
+    def _groups(self) -> Codes:
+        packed, step, low = (part[:, :, : self.rounded // self.group] for part in (self.packed, self.step, self.low))
+        return Codes(unpack(packed, self.bits), step[..., None], low[..., None])
 
     def scores(self, query: Tensor) -> Tensor:
         query = query.float()
-        packed, step, low = self._filled()
-        codes = unpack(packed, self.bits).float()  # (batch, kv_heads, groups, head_dim, group)
-        scaled = query[:, :, None] * step.float().transpose(-1, -2)  # (batch, kv_heads, groups, queries, head_dim)
-        made = scaled @ codes + (query[:, :, None] @ low.float())
-        tail = self.tail[:, :, : self.seen - self.rounded].float()
-        return torch.cat([made.transpose(2, 3).flatten(3), query @ tail.transpose(-1, -2)], -1)
+        codes, step, low = self._groups()  # (batch, kv_heads, groups, head_dim, group), and 1
+        made = (query[:, :, None] * step.mT) @ codes.float()  # (batch, kv_heads, groups, queries, group)
+        made += (query @ low[..., 0].float().mT).mT[..., None]
+        return torch.cat([made.transpose(2, 3).flatten(3), query @ self._exact().float().mT], -1)
 
-    def restored(self) -> Tensor:
-        groups = dequantize(self._filled(), self.bits).to(self.tail.dtype)
-        rounded = groups.transpose(-1, -2).flatten(2, 3)
-        return torch.cat([rounded, self.tail[:, :, : self.seen - self.rounded]], 2)
 
-    def steps(self) -> Tensor:
-        step = self._filled().step.float().expand(-1, -1, -1, -1, self.group)
-        exact = self.tail[:, :, : self.seen - self.rounded]
-        return torch.cat([step.transpose(-1, -2).flatten(2, 3), torch.zeros_like(exact, dtype=torch.float32)], 2)
+class PerToken(Packed):
+    """Values: a group is `group` channels of one token.
 
-    def held(self) -> list[Tensor]:
-        return [*self.codes, self.tail]
+    Packed `(batch, kv_heads, head_dim * bits / 8, tokens)`, steps and lowest values
+    `(batch, kv_heads, head_dim / group, tokens)`: products run along tokens.
+    """
+
+    def _allocate(self, states: Tensor) -> None:
+        batch, heads, _, width = states.shape
+        self.packed = states.new_zeros(batch, heads, width * self.bits // 8, self.capacity, dtype=torch.uint8)
+        rows = (batch, heads, width // self.group, self.capacity)
+        self.step, self.low = (states.new_zeros(rows, dtype=SCALE) for _ in range(2))
+
+    def _round(self, states: Tensor) -> None:
+        made = quantize(states.unflatten(-1, (-1, self.group)), self.bits)
+        places = slice(self.rounded, self.rounded + states.shape[2])
+        self.packed[..., places] = pack(made.codes.flatten(-2).mT, self.bits)
+        self.step[..., places], self.low[..., places] = made.step[..., 0].mT, made.low[..., 0].mT
+        self.rounded = places.stop
+
+    def _by_token(self, states: Tensor) -> Tensor:
+        return states.transpose(-1, -2).flatten(2, 3).mT
+
+    def _groups(self) -> Codes:
+        packed, step, low = (part[..., : self.rounded] for part in (self.packed, self.step, self.low))
+        codes = unpack(packed, self.bits).unflatten(2, (-1, self.group))
+        return Codes(codes.mT, step[..., None], low[..., None])
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        codes, step, low = self._groups()  # (batch, kv_heads, groups, rounded, group), and 1
+        old = weights[..., : self.rounded]
+        scaled = torch.empty(*step.shape[:3], *old.shape[2:], dtype=self.tail.dtype, device=old.device)
+        torch.mul(old[:, :, None], step.mT, out=scaled)  # (batch, kv_heads, groups, queries, rounded)
+        made = products(scaled.flatten(0, 1), codes.mT.flatten(0, 1)).unflatten(0, step.shape[:2])
+        made = made + (old @ low[..., 0].float().mT).mT[..., None]  # (batch, kv_heads, groups, queries, group)
+        return made.transpose(2, 3).flatten(3) + weights[..., self.rounded :] @ self._exact().float()
 
 
 class QuantizedLayer(kv.LossyLayer):

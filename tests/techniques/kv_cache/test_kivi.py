@@ -40,11 +40,11 @@ def test_elements_are_within_half_a_step(technique: Any, name: str, dtype: str) 
 @pytest.mark.parametrize(
     ("technique", "one"),
     [
-        # 82 tokens: 80 keys in 2 bits, in groups of 8 tokens, and 16 exact; 66 values, in groups of 8 channels
-        (TECHNIQUES[0], 80 * 16 // 4 + 80 * 16 // 8 * 4 + 16 * 16 * 4 + 66 * 16 // 4 + 66 * 2 * 4 + 16 * 16 * 4),
-        (TECHNIQUES[1], 80 * 16 // 2 + 80 * 16 // 8 * 4 + 16 * 16 * 4 + 66 * 16 // 2 + 66 * 2 * 4 + 16 * 16 * 4),
+        # 82 tokens: 80 keys, in groups of 8 tokens, and 16 exact; 64 values, in groups of 8 channels, and 24 exact
+        (TECHNIQUES[0], 80 * 16 // 4 + 80 * 16 // 8 * 4 + 16 * 16 * 4 + 64 * 16 // 4 + 64 * 2 * 4 + 24 * 16 * 4),
+        (TECHNIQUES[1], 80 * 16 // 2 + 80 * 16 // 8 * 4 + 16 * 16 * 4 + 64 * 16 // 2 + 64 * 2 * 4 + 24 * 16 * 4),
         # values in blocks of 32 tokens
-        (TECHNIQUES[2], (82 + 96) * 16 + 2 * 82 * 4),
+        (TECHNIQUES[2], (82 + 96) * 16 + 2 * 82 * 2),
     ],
 )
 def test_bytes_are_those_of_the_bits(technique: Any, one: int) -> None:
@@ -83,7 +83,8 @@ def test_keys_are_rounded_by_channel_and_values_by_token() -> None:
         keys, values = layer.stores
         assert isinstance(keys, PerChannel)
         assert isinstance(values, PerToken)
-        assert (keys.group, keys.residual, values.group, values.residual) == (32, 128, 16, 128)
+        assert (keys.group, keys.keep, keys.block) == (32, 0, 128)
+        assert (values.group, values.keep, values.block) == (16, 128, 32)
 
 
 def test_bad_input_is_one_line() -> None:
