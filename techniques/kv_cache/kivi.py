@@ -29,9 +29,9 @@ class Kivi(KVCache):
     Differs from the paper:
         Codes are unpacked before they are multiplied, where the paper has one kernel for both: the memory is what is
         held, the time is not the paper's. Values are rounded `group` tokens at a time, so that up to `group` more of
-        them are exact, where the paper rounds one with every token. Steps and lowest values are rounded outwards, so that
-        no element is off by more than half a step. A full block is rounded when the next token comes. A head narrower
-        than the group is one group.
+        them are exact, where the paper rounds one with every token. Steps and lowest values are rounded outwards, so
+        that no element is off by more than half a step. A full block is rounded when the next token comes. A head
+        narrower than the group is one group.
     """
 
     source: ClassVar[str] = "Liu et al. 2024, KIVI, algorithm 1; group of 32, residual of 128 tokens"

@@ -6,7 +6,7 @@ one of codes with what the step scaled, and the lowest value times a sum: no ele
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 import torch
@@ -64,7 +64,7 @@ class Values(Store, Protocol):
         """
 
 
-class Packed:
+class Packed(ABC):
     """Groups of old tokens in few bits, and the latest tokens as they are: one layer's keys or values.
 
     When `keep + block` tokens are exact and one more comes, the `block` oldest of them are rounded. `block` is a
