@@ -40,6 +40,7 @@ class FastGenLayer(RaggedLayer):
         """`(batch, kv_heads)`, once the prompt is profiled."""
         self.needs_marks: list[list[bool]] = []
         """Of each head: whether its policy asks for frequent tokens, and keeps less than everything."""
+        self.marks_new = False
         self.left = technique.every
         """Tokens that come before the next eviction [tokens]."""
         self.queries: list[Tensor] = []
@@ -64,6 +65,7 @@ class FastGenLayer(RaggedLayer):
         order = self.technique.order
         frequent = self.policies > order.index("frequent") if "frequent" in order else torch.zeros_like(full)
         self.needs_marks = (frequent & ~full).tolist()
+        self.marks_new = any(map(any, self.needs_marks))
         self.store(keys, values, index, rooms, {"kinds": kinds, "marks": marks} if self.evicts else {})
 
     def held(self) -> list[Tensor]:
@@ -72,7 +74,7 @@ class FastGenLayer(RaggedLayer):
     def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
         out = self.attend(module, query, scaling)
         self.left -= 1
-        if any(any(row) for row in self.needs_marks):
+        if self.marks_new:
             self.queries.append(query.reshape(*self.lengths.shape, -1, query.shape[-1]))
         if self.evicts and self.left == 0:
             with self.phase("evict"):
@@ -90,9 +92,9 @@ class FastGenLayer(RaggedLayer):
         for row, of_row in enumerate(self.needs_marks):
             for head in itertools.compress(itertools.count(), of_row):
                 held = self.segment(row, head)  # the new tokens are its last ones
-                scores = quick(queries[row, head]) @ quick(self.keys[held]).T * scaling  # (group, new, held)
+                scores = (quick(queries[row, head]) * scaling) @ quick(self.keys[held]).T  # (group, new, held)
                 scores[..., -new:].masked_fill_(future, -torch.inf)
-                self.columns["marks"][held] += scores.float().softmax(-1).mean(0).sum(0)
+                self.columns["marks"][held] += scores.float().softmax(-1).sum((0, 1)) / len(scores)
         self.queries.clear()
 
     def _evict(self) -> None:
@@ -221,7 +223,7 @@ class FastGen(KVCache):
     """Share of the tokens that are frequent ones, the paper's r_f."""
     local: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of the tokens that are local ones, the paper's r_l."""
-    every: int = Field(default=16, ge=1)
+    every: int = Field(default=32, ge=1)
     """New tokens between two evictions while decoding, the paper's is 1 [tokens]."""
     group: Literal["mean", "min"] = "mean"
     """How the query heads of a key/value head agree on its recovery."""

@@ -38,6 +38,10 @@ class RaggedLayer(kv.EvictingLayer):
         """Of each segment, `(batch, kv_heads)` on the CPU [slots]."""
         self.level: int | None = None
         """What each segment holds, where all are alike [slots]."""
+        self.ends = self.starts
+        """The next slot of each segment, `(batch * kv_heads,)` on the keys' device."""
+        self.room = 0
+        """Free slots of the fullest segment [slots]."""
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -102,21 +106,27 @@ class RaggedLayer(kv.EvictingLayer):
 
     def append(self, key: Tensor, value: Tensor, notes: Mapping[str, Tensor]) -> None:
         """Put one token `(batch, kv_heads, head_dim)` behind what each head holds."""
-        notes = {"places": self.seen, **notes}
+        told: Mapping[str, Tensor | int] = {"places": self.seen, **notes}
         if self.level is not None:
             rows = {name: self.rows(column) for name, column in self.columns.items()}
             assert self.level < rows["places"].shape[2], "a segment is full"
             self.rows(self.keys)[:, :, self.level] = key
             self.rows(self.values)[:, :, self.level] = value
             for name, row in rows.items():
-                row[:, :, self.level] = notes.get(name, 0)
+                row[:, :, self.level] = told.get(name, 0)
             self.level += 1
         else:
-            assert bool((self.lengths < self.capacities).all()), "a segment is full"
-            slots = (self.starts + self.lengths).to(key.device)
-            self.keys[slots], self.values[slots] = key, value
+            assert self.room > 0, "a segment is full"
+            self.keys.index_copy_(0, self.ends, key.flatten(0, 1))
+            self.values.index_copy_(0, self.ends, value.flatten(0, 1))
             for name, column in self.columns.items():
-                column[slots] = torch.as_tensor(notes.get(name, 0), dtype=column.dtype, device=key.device)
+                note = told.get(name, 0)
+                if isinstance(note, Tensor):
+                    column.index_copy_(0, self.ends, note.to(column.dtype).flatten())
+                else:
+                    column.index_fill_(0, self.ends, note)
+            self.ends += 1
+            self.room -= 1
         self.lengths = self.lengths + 1
 
     def drop(self, worst: Tensor) -> None:
@@ -243,6 +253,8 @@ class RaggedLayer(kv.EvictingLayer):
     def _compare(self) -> None:
         alike = all(int(t.min()) == int(t.max()) for t in (self.lengths, self.capacities))
         self.level = int(self.lengths.max()) if alike else None
+        self.ends = (self.starts + self.lengths).flatten().to(self.device)
+        self.room = int((self.capacities - self.lengths).min())
 
 
 def quick(states: Tensor) -> Tensor:
