@@ -41,8 +41,8 @@ class FastGenLayer(RaggedLayer):
         self.needs_marks: list[list[bool]] = []
         """Of each head: whether its policy asks for frequent tokens, and keeps less than everything."""
         self.marks_new = False
-        self.left = technique.every
-        """Tokens that come before the next eviction [tokens]."""
+        self.every = self.left = 0
+        """Tokens between two evictions, and those that come before the next [tokens]."""
         self.queries: list[Tensor] = []
         """Of the tokens since the last one, `(batch, kv_heads, group, head_dim)` each, where a head needs marks."""
 
@@ -58,6 +58,7 @@ class FastGenLayer(RaggedLayer):
         kinds = self.kinds[:, None].expand_as(positions)
         seen = Seen(self.index, tokens, tokens, query, keys, values, positions, scaling)
         self.policies, kept, marks = self.technique.profile(seen, kinds)
+        self.every = self.left = self.technique.every or max(16, tokens // 32)
         full = self._full()
         self.evicts = not bool(full.all())
         rooms = torch.where(full.cpu(), self.new_tokens, min(self.left, self.new_tokens))
@@ -99,7 +100,7 @@ class FastGenLayer(RaggedLayer):
 
     def _evict(self) -> None:
         """Let go of what the heads' policies no longer cover, and make room for the tokens until the next time."""
-        self.left = self.technique.every
+        self.left = self.every
         there = self.filled()
         marks = self.padded(self.columns["marks"]).masked_fill(~there, -torch.inf)
         kinds = self.padded(self.columns["kinds"])
@@ -223,8 +224,9 @@ class FastGen(KVCache):
     """Share of the tokens that are frequent ones, the paper's r_f."""
     local: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of the tokens that are local ones, the paper's r_l."""
-    every: int = Field(default=32, ge=1)
-    """New tokens between two evictions while decoding, the paper's is 1 [tokens]."""
+    every: int | None = Field(default=None, ge=1)
+    """New tokens between two evictions while decoding, the paper's is 1; by default a 32nd of the prompt's, 16 at
+    least [tokens]."""
     group: Literal["mean", "min"] = "mean"
     """How the query heads of a key/value head agree on its recovery."""
 

@@ -15,6 +15,9 @@ from bench.families.attention import packed_sdpa
 from techniques.kv_cache.core import varlen
 from techniques.kv_cache.core.attending import linked
 
+HALVED = 1024
+"""From so many tokens on it pays to share a head's attention between cores [tokens]."""
+
 
 class RaggedLayer(kv.EvictingLayer):
     """Flat storage `(slots, head_dim)`: each head of each row owns a segment of it, filled from the left.
@@ -192,19 +195,41 @@ class RaggedLayer(kv.EvictingLayer):
 
     def _each(self, query: Tensor, scaling: float) -> Tensor:
         """All heads' groups of queries `(batch * kv_heads, group, head_dim)`, head by head over their segments."""
-        keys, values = self.keys[None, None], self.values[None, None]
         # plain numbers and views: for a few hundred tokens a head's attention takes no longer than an index
-        segments = zip(
-            query[:, None, None].unbind(), self.starts.flatten().tolist(), self.lengths.flatten().tolist(), strict=True
+        segments = list(
+            zip(query.unbind(), self.starts.flatten().tolist(), self.lengths.flatten().tolist(), strict=True)
         )
+        if query.device.type == "cpu" and min(length for _, _, length in segments) >= HALVED:
+            return self._halved(segments, scaling)
+        keys, values = self.keys[None, None], self.values[None, None]
         return torch.cat(
             [
                 scaled_dot_product_attention(
-                    own, keys.narrow(2, start, length), values.narrow(2, start, length), scale=scaling
+                    own[None, None], keys.narrow(2, start, length), values.narrow(2, start, length), scale=scaling
                 )
                 for own, start, length in segments
             ]
         )
+
+    def _halved(self, segments: list[tuple[Tensor, int, int]], scaling: float) -> Tensor:
+        """Each head's attention to the halves of its segment at once, one to a core; then both by their weights."""
+        width = self.keys.shape[-1]
+        outs, logsums = [], []
+        for own, start, length in segments:
+            half = (length + 1) // 2
+            shape, strides = (2, 1, half, width), ((length - half) * width, 0, width, 1)
+            keys, values = (part.as_strided(shape, strides, start * width) for part in (self.keys, self.values))
+            twice = None
+            if length % 2:  # the halves have one token in common
+                twice = own.new_zeros(2, 1, 1, half)
+                twice[1, ..., 0] = -torch.inf
+            out, logsum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                own.expand(2, 1, -1, -1), keys, values, attn_mask=twice, scale=scaling
+            )
+            outs.append(out)
+            logsums.append(logsum)
+        shares = torch.stack(logsums).softmax(1)[..., None]  # (segments, 2, 1, group, 1)
+        return (torch.stack(outs) * shares).sum(1).to(self.values.dtype)
 
     def _watched(self, query: Tensor, scaling: float) -> Tensor:
         """All heads' groups of queries `(batch, kv_heads, group, head_dim)` over segments that are alike."""

@@ -105,7 +105,7 @@ def test_policies_are_the_papers_and_decoding_keeps_them(name: str, values: dict
                 weights = made.weights(layer, row, head, tokens - 1, seen).mean(0)
                 for at, weight in zip(seen, weights.tolist(), strict=True):
                     heavy[at] += weight
-            if count <= len(technique.order) and time % technique.every == 0:
+            if count <= len(technique.order) and time % values["every"] == 0:
                 there = [heavy[at] if at in expected else -torch.inf for at in range(tokens)]
                 expected &= covered(technique, row, technique.order[:count], there, tokens)
             assert held[layer][row][head] == expected, (layer, row, head, time)
@@ -222,7 +222,7 @@ def test_storage_is_what_is_kept_and_a_block() -> None:
     for layer in made.cache.layers:
         counts = (layer.positions() >= 0).sum(-1)
         full = layer.policies > 4
-        room = torch.where(full, NEW, min(technique.every, NEW))
+        room = torch.where(full, NEW, min(16, NEW))
         slots = int((counts + room).sum())
         # keys and values of 16 dimensions in float32, position, kind and mark
         assert sum(t.untyped_storage().nbytes() for t in layer.held()) == slots * (2 * 16 * 4 + 4 + 1 + 4)
@@ -237,8 +237,19 @@ def test_many_new_tokens_are_laid_out_anew() -> None:
     assert gate.passed, gate.detail
     for layer in cache.layers:
         slack = layer.capacities - (layer.positions() >= 0).sum(-1)
-        assert int(slack.max()) <= technique.every
+        assert layer.every == 16
+        assert int(slack.max()) <= layer.every
         assert int(layer.capacities.sum()) == len(layer.keys)
+
+
+def test_long_prompts_are_evicted_from_less_often() -> None:
+    for given, tokens, every in ((None, 1000, 31), (5, 1000, 5), (None, 200, 16)):
+        technique = FastGen(recovery=0.6, every=given)
+        ready = technique.prepare(Sources(Source("tiny:llama")))
+        cache = technique.cache(ready, 1, tokens, 4)
+        with torch.inference_mode():
+            kv.read(ready.model, torch.randint(0, 256, (1, tokens)), cache)
+        assert [layer.every for layer in cache.layers] == [every] * len(cache.layers)
 
 
 def test_kinds_of_tokens() -> None:

@@ -154,6 +154,25 @@ def test_each_group_attends_to_its_own_head(kept: Held, watching: bool) -> None:
     assert [shape for shape, _ in made.heard] == ([(ROWS, HEADS, GROUP, 4)] if watching else [])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("lengths", [(1024, 1025, 1500), (1031, 1300, 1024)])
+def test_long_segments_are_attended_to_by_halves(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    keys, values = (torch.randn(ROWS, HEADS, 1500, WIDTH).to(dtype) for _ in range(2))
+    made = Chosen([[list(range(length)) for length in lengths] for _ in range(ROWS)], rooms=[0, 1, 2])
+    _, given = made.update(keys, values)
+    made.read_prompt(keys, keys, given, 1.0)
+    query = torch.randn(ROWS, HEADS * GROUP, 1, WIDTH).to(dtype)
+    found = made.attend(None, query, 0.7)
+    assert found.dtype == dtype
+    for head, length in enumerate(lengths):
+        own = query.unflatten(1, (HEADS, GROUP))[:, head, :, 0].float()  # (rows, group, width)
+        weights = (own @ keys[:, head, :length].float().mT * 0.7).softmax(-1)
+        expected = weights @ values[:, head, :length].float()
+        got = found[:, 0].unflatten(1, (HEADS, GROUP))[:, head].float()
+        assert (got - expected).abs().max() < (1e-6 if dtype == torch.float32 else 2e-3)
+
+
 def test_watched_notes_are_the_storage() -> None:
     made = layer(EVEN, watching=True)
     made.update(states(10, 1), -states(10, 1))
