@@ -16,7 +16,7 @@ from techniques.kv_cache.core import varlen
 from techniques.kv_cache.core.attending import linked
 
 HALVED = 1024
-"""From so many tokens on it pays to share a head's attention between cores [tokens]."""
+"""From so many tokens a head on, it pays to share a head's attention between cores [tokens]."""
 
 
 class RaggedLayer(kv.EvictingLayer):
@@ -199,7 +199,8 @@ class RaggedLayer(kv.EvictingLayer):
         segments = list(
             zip(query.unbind(), self.starts.flatten().tolist(), self.lengths.flatten().tolist(), strict=True)
         )
-        if query.device.type == "cpu" and min(length for _, _, length in segments) >= HALVED:
+        held = [length for _, _, length in segments]
+        if query.device.type == "cpu" and sum(held) >= HALVED * len(held) and min(held) > 1:
             return self._halved(segments, scaling)
         keys, values = self.keys[None, None], self.values[None, None]
         return torch.cat(
