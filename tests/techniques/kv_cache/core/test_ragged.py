@@ -170,7 +170,7 @@ def test_long_segments_are_attended_to_by_halves(lengths: tuple[int, ...], dtype
         weights = (own @ keys[:, head, :length].float().mT * 0.7).softmax(-1)
         expected = weights @ values[:, head, :length].float()
         got = found[:, 0].unflatten(1, (HEADS, GROUP))[:, head].float()
-        assert (got - expected).abs().max() < (1e-6 if dtype == torch.float32 else 2e-3)
+        assert (got - expected).abs().max() < (1e-6 if dtype == torch.float32 else 8e-3)
 
 
 def test_watched_notes_are_the_storage() -> None:
