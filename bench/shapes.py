@@ -75,6 +75,8 @@ def _llama(
 SYNTHETIC: Mapping[str, Mapping[str, Any]] = {
     # SmolLM2 (Allal et al. 2025), config.json as published
     "smollm2-135m": _llama(576, 30, 9, 1536, 49152, 3, 8192, 100000.0, tied=True),
+    # the same for longer contexts
+    "smollm2-135m-32k": _llama(576, 30, 9, 1536, 49152, 3, 32768, 100000.0, tied=True),
     # LLaMA (Touvron et al. 2023), table 2
     "llama-7b": _llama(4096, 32, 32, 11008),
     "llama-13b": _llama(5120, 40, 40, 13824),

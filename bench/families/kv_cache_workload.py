@@ -20,6 +20,8 @@ GATE_STEPS = 32
 """Decoding steps that the mask oracle follows at most [tokens]."""
 GATE_ROWS = 2
 """Contexts that the mask oracle reads at most: of one batch, to see rows mixed up."""
+GATE_CONTEXT = 4096
+"""Of a context, the latest tokens that the mask oracle reads at most: its time grows with their square [tokens]."""
 SHOWN_TOKENS = 16
 """End of a context that is shown beside its continuation [tokens]."""
 
@@ -89,7 +91,8 @@ class KVCacheWorkload(Workload):
         """Of the mask oracle, where `behind` tokens are read one by one."""
         # the technique and the plain cache, token by token, and twice the whole text at once
         steps = min(behind - 1, GATE_STEPS)
-        return Work(prefill=4 * self.context, decode=2 * steps).times(min(self.batch, GATE_ROWS))
+        context = min(self.context, GATE_CONTEXT)
+        return Work(prefill=4 * context, decode=2 * steps).times(min(self.batch, GATE_ROWS))
 
     def quality(
         self,
@@ -172,9 +175,10 @@ class KVCacheWorkload(Workload):
 
         if not kv_oracle.applies(prepared.model):
             return
-        rows = ids[: min(self.batch, GATE_ROWS)]
         behind = ids.shape[1] - context
         steps = min(behind - 1, GATE_STEPS)
+        left_out = max(context - GATE_CONTEXT, 0)
+        rows, context = ids[: min(self.batch, GATE_ROWS), left_out:], context - left_out
         # the sizes of the scored job, so that the budget is what it is there
         cache = technique.cache(prepared, len(rows), context, behind)
         judge = kv_rounding.gate if any(isinstance(a, kv.LossyLayer) for a in cache.layers) else kv_oracle.gate

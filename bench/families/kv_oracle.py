@@ -114,12 +114,17 @@ class Reference:
     ) -> tuple[Tensor, None]:
         """Query `(batch, heads, tokens, head_dim)` -> `(batch, tokens, heads, head_dim)`."""
         tokens = query.shape[2]
+        keys, values = key.float(), value.float()
         parts = []
         start = 0
         while start < tokens:
-            stop = start + 1 if start >= self.context else min(start + BLOCK, self.context)
+            if start < self.context:  # none of these sees what comes behind the block
+                stop = min(start + BLOCK, self.context)
+                own, given = keys[:, :, :stop], values[:, :, :stop]
+            else:
+                stop, own, given = start + 1, keys, values
             parts.append(
-                self.rows(query[:, :, start:stop], key, value, start, module.layer_idx, scaling, sliding_window)[0]
+                self.rows(query[:, :, start:stop], own, given, start, module.layer_idx, scaling, sliding_window)[0]
             )
             start = stop
         return torch.cat(parts, 2).transpose(1, 2).to(query.dtype).contiguous(), None

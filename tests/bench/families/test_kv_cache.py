@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 
 from bench.families import cache as kv
+from bench.families import kv_cache_workload
 from bench.families.kv_cache import KVCacheJob, full_logits
 from bench.families.kv_cache_workload import KVCacheWorkload
 from bench.metrics import metric
@@ -181,6 +182,14 @@ def test_items_do_not_depend_on_the_batch():
     together = score(StreamingLlm(window=8))
     assert alone.outputs == together.outputs
     assert alone.metrics["nll"] == pytest.approx(together.metrics["nll"], abs=1e-5)
+
+
+def test_of_a_long_context_the_oracle_reads_the_latest_tokens(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(kv_cache_workload, "GATE_CONTEXT", 40)
+    gate = score(StreamingLlm(window=8)).gates[2]
+    assert gate.passed
+    assert gate.detail.startswith("11 steps behind 40 tokens in float32")
+    assert "up to 39 tokens were hidden" in gate.detail
 
 
 def test_a_wrong_cache_fails_its_gate():
