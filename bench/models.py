@@ -120,7 +120,7 @@ class Source:
             options: further ones of `from_pretrained`, as `quantization_config`, for a library's own loading.
 
         Raises:
-            ModelError: the weights cannot be read.
+            ModelError: the weights cannot be read, or are not those of the configuration.
         """
         from transformers import AutoModelForCausalLM
 
@@ -133,8 +133,10 @@ class Source:
                 options |= {"config": self.config, "state_dict": model.state_dict(), "attn_implementation": attention}
                 model = type(model).from_pretrained(None, dtype=dtype, **options)
         else:
-            options |= {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
-            model = networks.own(self._read(AutoModelForCausalLM, **options).to(self.device))
+            if options:  # a library that quantises what it reads does not look at its shape
+                self._refuse_other_shapes()
+            options |= {"dtype": dtype, "attn_implementation": attention}
+            model = networks.own(self._network(AutoModelForCausalLM, **options).to(self.device))
         self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
         return networks.still(model)
 
@@ -142,11 +144,11 @@ class Source:
         """The network of another head, as `AutoModelForSequenceClassification` reads it, in eval mode.
 
         Raises:
-            ModelError: the weights cannot be read.
+            ModelError: the weights cannot be read, or are not those of the configuration.
         """
         from bench import networks
 
-        model: Any = self._read(auto, dtype=self.torch_dtype, use_safetensors=True).to(self.device)
+        model: Any = self._network(auto, dtype=self.torch_dtype).to(self.device)
         self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
         return networks.still(model)
 
@@ -162,6 +164,9 @@ class Source:
         Tensors read lie on the CPU, random ones on the source's device, where they are made. Those outside the layers
         come first, each under its own module. Names are those of the network that `model()` builds; a tied output
         head is left out.
+
+        Raises:
+            ModelError: a tensor is missing, or of another shape than the configuration asks for.
         """
         for prefix, names in self._groups().items():
             tensors = {name[len(prefix) + 1 :]: self._tensor(name) for name in names}
@@ -188,6 +193,25 @@ class Source:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+    def _network(self, auto: Any, **options: Any) -> Any:
+        """The network with all its weights: the library would fill in random ones for those that are not there."""
+        options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = self._read(auto, **options)
+        shapes = {name: (there, wanted) for name, there, wanted in found["mismatched_keys"]}
+        weight_files.refuse_unfit(self.name, shapes, found["missing_keys"])
+        return model
+
+    def _refuse_other_shapes(self) -> None:
+        """Compare the headers of the files with the network, by the names that both know."""
+        there = weight_files.shapes(self.name, self._weight_files)
+        shapes = {
+            name: (there[spelling], tuple(tensor.shape))
+            for name, tensor in self._skeleton.items()
+            for spelling in weight_files.spellings(name)
+            if spelling in there
+        }
+        weight_files.refuse_unfit(self.name, shapes, ())
 
     def _read(self, auto: Any, **options: Any) -> Any:
         from safetensors import SafetensorError
@@ -227,8 +251,9 @@ class Source:
 
             kind = self.device.partition(":")[0]
             return random_tensor(name, tuple(self._skeleton[name].shape), kind).to(self.torch_dtype)
-        names = (name, name.partition(".")[2], f"model.{name}")
-        return weight_files.tensor(self.name, self._weight_files, names).to(self.torch_dtype)
+        found = weight_files.tensor(self.name, self._weight_files, weight_files.spellings(name))
+        weight_files.refuse_unfit(self.name, {name: (found.shape, self._skeleton[name].shape)}, ())
+        return found.to(self.torch_dtype)
 
     @cached_property
     def _weight_files(self) -> list[Path]:
