@@ -10,13 +10,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import embedded, embedded_draft, text, weight_files
+from bench import embedded, embedded_draft, hub_model, text, weight_files
 from bench.errors import ModelError, Unsupported
 from bench.model_names import EMBEDDED, kind_of
 from bench.shapes import SYNTHETIC, TINY
@@ -36,6 +36,8 @@ class Source:
     dtype: str = "float32"
     log: list[dict[str, Any]] = field(default_factory=list, compare=False, repr=False)
     """Every reading of weights, for the record."""
+    commit: str | None = None
+    """Of a hub's model: the version that the run has read already. None: whichever the name stands for now."""
 
     @property
     def kind(self) -> str:
@@ -75,7 +77,28 @@ class Source:
         """Folder or hub id that `transformers` reads."""
         if self.kind == "embedded":
             return str(EMBEDDED[self.name].folder())
-        return self.name.removeprefix("hub:")
+        return self._hub.repo if self._hub else self.name
+
+    @cached_property
+    def _hub(self) -> hub_model.HubModel | None:
+        return hub_model.parse(self.name) if self.kind == "hub" else None
+
+    @cached_property
+    def revision(self) -> str | None:
+        """The commit that all of a hub's model is read of; None of any other model.
+
+        Raises:
+            ModelError: the hub has no such model or revision, or does not answer.
+        """
+        return self._hub and (self.commit or hub_model.commit(self._hub) or self._hub.revision)
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """Its name and its `revision`, for the manifest; where that is None, `reason` says why."""
+        found = {"name": self.name, "revision": self.revision}
+        if self.revision:
+            return found
+        return {**found, "reason": "not kept by commit in the hub's cache" if self._hub else "not of a hub"}
 
     @cached_property
     def config(self) -> Any:
@@ -217,6 +240,7 @@ class Source:
         from safetensors import SafetensorError
 
         try:
+            options |= {"revision": self.revision} if self.revision else {}
             return auto.from_pretrained(self.path, trust_remote_code=False, **options)
         except SafetensorError as error:
             weight_files.check(self.name, self._weight_files)  # names the file
@@ -257,7 +281,7 @@ class Source:
 
     @cached_property
     def _weight_files(self) -> list[Path]:
-        return weight_files.of(self.name, self.path)
+        return weight_files.of(self.name, self.path, self.revision)
 
     def _log(self, what: str, count: int) -> None:
         self.log.append({"role": self.role, "name": self.name, "read": what, "bytes": count})
@@ -281,6 +305,24 @@ class Sources:
         if role not in self.others:
             raise Unsupported(f"needs a {role} model: name one with --{role} ID_OR_PATH")
         return self.others[role]
+
+    @property
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """Role -> name and revision of its model."""
+        return {source.role: source.version for source in (self.target, *self.others.values())}
+
+    def at(self, versions: Mapping[str, Mapping[str, Any]]) -> Sources:
+        """The same models in the versions that the run has read already.
+
+        Args:
+            versions: what `versions` said then; roles may be missing.
+        """
+
+        def one(source: Source) -> Source:
+            commit = versions.get(source.role, {}).get("revision")
+            return replace(source, commit=commit) if commit else source
+
+        return replace(self, target=one(self.target), others={role: one(s) for role, s in self.others.items()})
 
     @property
     def log(self) -> list[dict[str, Any]]:

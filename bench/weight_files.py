@@ -15,12 +15,13 @@ if TYPE_CHECKING:
 _MEND = "give config.json and weights of one model, or save it again with save_pretrained"
 
 
-def of(model: str, path: str) -> list[Path]:
+def of(model: str, path: str, revision: str | None = None) -> list[Path]:
     """The files of a model, by name.
 
     Args:
         model: its name, for messages.
         path: its folder, or its id on a hub, whose files are fetched if need be.
+        revision: on a hub, the commit to take.
 
     Raises:
         ModelError: there are none, or the hub does not give them.
@@ -30,7 +31,7 @@ def of(model: str, path: str) -> list[Path]:
         from huggingface_hub import snapshot_download
 
         try:
-            folder = Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
+            folder = Path(snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]))
         except Exception as error:  # in whatever way a network, a proxy or a hub can fail
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ModelError(f"model {model!r}: its weights cannot be fetched: {reason}") from error
