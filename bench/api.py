@@ -151,7 +151,7 @@ def run(
     plan.check(checked, device, dtype)
     model_names.ensure(checked.models, lambda line: say({"event": "note", "text": line}))
     for name in checked.models:
-        if model_names.kind_of(name) == "hub" and not model_names.at_hand(name):
+        if not model_names.at_hand(name):
             raise ModelError(
                 f"model {name!r} is not in the local cache, and the hub does not answer for it; check the id and the "
                 f"connection, or give the folder of a saved model (--model {embedded.NAME} needs no hub)"

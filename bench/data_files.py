@@ -39,15 +39,11 @@ def pinned(name: str, known: Any) -> str:
         UsageError: the manifest holds no revision there, but something else.
     """
     wanted = hub_file.parse(name)
-    if wanted is None or wanted.revision or not isinstance(known, Mapping):
+    if wanted is None or wanted.revision:
         return name
-    for files in known.values():
-        for one in files.values() if isinstance(files, Mapping) else ():
-            if isinstance(one, Mapping) and one.get("name") == name and one.get("revision"):
-                exact = wanted._replace(revision=str(one["revision"])).name
-                hub_file.parse(exact)
-                return exact
-    return name
+    exact = wanted._replace(revision=hub_file.revision_of(name, known)).name
+    hub_file.parse(exact)
+    return exact
 
 
 def _of(name: str) -> dict[str, Any]:

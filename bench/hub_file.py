@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from bench.errors import UsageError
 
@@ -78,6 +79,19 @@ def version_of(file: Path) -> tuple[str | None, str]:
         if folder.parent.name == SNAPSHOTS and _COMMIT.fullmatch(folder.name):
             return folder.name, file.relative_to(folder).as_posix()
     return None, file.name
+
+
+def revision_of(name: str, known: Any) -> str | None:
+    """The revision that a run read under a name; None where its manifest does not say.
+
+    Args:
+        known: comparison -> what was read -> `name` and `revision`.
+    """
+    for read in known.values() if isinstance(known, Mapping) else ():
+        for one in read.values() if isinstance(read, Mapping) else ():
+            if isinstance(one, Mapping) and one.get("name") == name and one.get("revision"):
+                return str(one["revision"])
+    return None
 
 
 @functools.cache  # in one process a name stands for one version

@@ -5,18 +5,17 @@ smollm2-135m-draft     its draft, for speculative decoding
 stdlib-4m              a small network that was never quantised, to try quantisation on
 tiny:llama|gpt2|qwen3  random networks of a few layers, for tests
 synthetic:<shape>      real shapes with random weights, for memory and latency
-hub:<id>, <id>         a model of the Hugging Face hub
+hub:<id>, <id>         a model of the Hugging Face hub; <id>@<revision> one version of it
 <folder>               a local folder with config.json and safetensors
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from bench import embedded, embedded_draft, embedded_stdlib
+from bench import embedded, embedded_draft, embedded_stdlib, hub_model
 from bench.errors import UsageError
 from bench.registry import did_you_mean
 from bench.shapes import SYNTHETIC, TINY
@@ -45,11 +44,11 @@ def kind_of(name: str, weights: bool = True) -> str:
     if name.startswith(("/", ".", "~")) or Path(name).is_dir():
         _check_folder(name, weights)
         return "folder"
-    hub_id = name.removeprefix("hub:")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id):
+    if hub_model.parse(name):
         return "hub"
     known = [*EMBEDDED, *(f"tiny:{s}" for s in TINY), *(f"synthetic:{s}" for s in SYNTHETIC)]
-    raise UsageError(f"unknown model {name!r}{did_you_mean(name, known)} (or a hub id as owner/name, or a folder)")
+    hubs = "a hub id as owner/name or owner/name@revision"
+    raise UsageError(f"unknown model {name!r}{did_you_mean(name, known)} (or {hubs}, or a folder)")
 
 
 def _check_folder(name: str, weights: bool) -> None:
@@ -86,14 +85,6 @@ def ensure(names: Iterable[str | None], say: Callable[[str], None] = lambda line
 
 
 def at_hand(name: str) -> bool:
-    """Whether a hub's model is in the local cache, or the hub answers for it."""
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    hub_id = name.removeprefix("hub:")
-    if isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
-        return True
-    try:
-        HfApi().model_info(hub_id, timeout=5)
-    except Exception:  # in whatever way a network, a proxy or a hub can fail
-        return False
-    return True
+    """Whether a model need not be fetched, or can be: a hub's is in the local cache, or the hub answers for it."""
+    wanted = hub_model.parse(name) if kind_of(name) == "hub" else None
+    return wanted is None or hub_model.at_hand(wanted)

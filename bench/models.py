@@ -10,13 +10,13 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import embedded, embedded_draft, text, weight_files
+from bench import embedded, embedded_draft, hub_model, text, weight_files
 from bench.errors import ModelError, Unsupported
 from bench.model_names import EMBEDDED, kind_of
 from bench.shapes import SYNTHETIC, TINY
@@ -36,6 +36,8 @@ class Source:
     dtype: str = "float32"
     log: list[dict[str, Any]] = field(default_factory=list, compare=False, repr=False)
     """Every reading of weights, for the record."""
+    commit: str | None = None
+    """Of a hub's model: the version that the run has read already. None: whichever the name stands for now."""
 
     @property
     def kind(self) -> str:
@@ -75,7 +77,28 @@ class Source:
         """Folder or hub id that `transformers` reads."""
         if self.kind == "embedded":
             return str(EMBEDDED[self.name].folder())
-        return self.name.removeprefix("hub:")
+        return self._hub.repo if self._hub else self.name
+
+    @cached_property
+    def _hub(self) -> hub_model.HubModel | None:
+        return hub_model.parse(self.name) if self.kind == "hub" else None
+
+    @cached_property
+    def revision(self) -> str | None:
+        """The commit that all of a hub's model is read of; None of any other model.
+
+        Raises:
+            ModelError: the hub has no such model or revision, or does not answer.
+        """
+        return self._hub and (self.commit or hub_model.commit(self._hub) or self._hub.revision)
+
+    @property
+    def version(self) -> dict[str, Any]:
+        """Its name and its `revision`, for the manifest; where that is None, `reason` says why."""
+        found = {"name": self.name, "revision": self.revision}
+        if self.revision:
+            return found
+        return {**found, "reason": "not kept by commit in the hub's cache" if self._hub else "not of a hub"}
 
     @cached_property
     def config(self) -> Any:
@@ -120,7 +143,7 @@ class Source:
             options: further ones of `from_pretrained`, as `quantization_config`, for a library's own loading.
 
         Raises:
-            ModelError: the weights cannot be read.
+            ModelError: the weights cannot be read, or are not those of the configuration.
         """
         from transformers import AutoModelForCausalLM
 
@@ -133,8 +156,10 @@ class Source:
                 options |= {"config": self.config, "state_dict": model.state_dict(), "attn_implementation": attention}
                 model = type(model).from_pretrained(None, dtype=dtype, **options)
         else:
-            options |= {"dtype": dtype, "attn_implementation": attention, "use_safetensors": True}
-            model = networks.own(self._read(AutoModelForCausalLM, **options).to(self.device))
+            if options:  # a library that quantises what it reads does not look at its shape
+                self._refuse_other_shapes()
+            options |= {"dtype": dtype, "attn_implementation": attention}
+            model = networks.own(self._network(AutoModelForCausalLM, **options).to(self.device))
         self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
         return networks.still(model)
 
@@ -142,11 +167,11 @@ class Source:
         """The network of another head, as `AutoModelForSequenceClassification` reads it, in eval mode.
 
         Raises:
-            ModelError: the weights cannot be read.
+            ModelError: the weights cannot be read, or are not those of the configuration.
         """
         from bench import networks
 
-        model: Any = self._read(auto, dtype=self.torch_dtype, use_safetensors=True).to(self.device)
+        model: Any = self._network(auto, dtype=self.torch_dtype).to(self.device)
         self._log("model", sum(p.numel() * p.element_size() for p in model.parameters()))
         return networks.still(model)
 
@@ -162,6 +187,9 @@ class Source:
         Tensors read lie on the CPU, random ones on the source's device, where they are made. Those outside the layers
         come first, each under its own module. Names are those of the network that `model()` builds; a tied output
         head is left out.
+
+        Raises:
+            ModelError: a tensor is missing, or of another shape than the configuration asks for.
         """
         for prefix, names in self._groups().items():
             tensors = {name[len(prefix) + 1 :]: self._tensor(name) for name in names}
@@ -189,10 +217,30 @@ class Source:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
+    def _network(self, auto: Any, **options: Any) -> Any:
+        """The network with all its weights: the library would fill in random ones for those that are not there."""
+        options |= {"use_safetensors": True, "output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, found = self._read(auto, **options)
+        shapes = {name: (there, wanted) for name, there, wanted in found["mismatched_keys"]}
+        weight_files.refuse_unfit(self.name, shapes, found["missing_keys"])
+        return model
+
+    def _refuse_other_shapes(self) -> None:
+        """Compare the headers of the files with the network, by the names that both know."""
+        there = weight_files.shapes(self.name, self._weight_files)
+        shapes = {
+            name: (there[spelling], tuple(tensor.shape))
+            for name, tensor in self._skeleton.items()
+            for spelling in weight_files.spellings(name)
+            if spelling in there
+        }
+        weight_files.refuse_unfit(self.name, shapes, ())
+
     def _read(self, auto: Any, **options: Any) -> Any:
         from safetensors import SafetensorError
 
         try:
+            options |= {"revision": self.revision} if self.revision else {}
             return auto.from_pretrained(self.path, trust_remote_code=False, **options)
         except SafetensorError as error:
             weight_files.check(self.name, self._weight_files)  # names the file
@@ -227,12 +275,13 @@ class Source:
 
             kind = self.device.partition(":")[0]
             return random_tensor(name, tuple(self._skeleton[name].shape), kind).to(self.torch_dtype)
-        names = (name, name.partition(".")[2], f"model.{name}")
-        return weight_files.tensor(self.name, self._weight_files, names).to(self.torch_dtype)
+        found = weight_files.tensor(self.name, self._weight_files, weight_files.spellings(name))
+        weight_files.refuse_unfit(self.name, {name: (found.shape, self._skeleton[name].shape)}, ())
+        return found.to(self.torch_dtype)
 
     @cached_property
     def _weight_files(self) -> list[Path]:
-        return weight_files.of(self.name, self.path)
+        return weight_files.of(self.name, self.path, self.revision)
 
     def _log(self, what: str, count: int) -> None:
         self.log.append({"role": self.role, "name": self.name, "read": what, "bytes": count})
@@ -256,6 +305,24 @@ class Sources:
         if role not in self.others:
             raise Unsupported(f"needs a {role} model: name one with --{role} ID_OR_PATH")
         return self.others[role]
+
+    @property
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """Role -> name and revision of its model."""
+        return {source.role: source.version for source in (self.target, *self.others.values())}
+
+    def at(self, versions: Mapping[str, Mapping[str, Any]]) -> Sources:
+        """The same models in the versions that the run has read already.
+
+        Args:
+            versions: what `versions` said then; roles may be missing.
+        """
+
+        def one(source: Source) -> Source:
+            commit = versions.get(source.role, {}).get("revision")
+            return replace(source, commit=commit) if commit else source
+
+        return replace(self, target=one(self.target), others={role: one(s) for role, s in self.others.items()})
 
     @property
     def log(self) -> list[dict[str, Any]]:

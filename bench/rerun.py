@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import data_files, hub_file
+from bench import data_files, hub_file, hub_model
 from bench.errors import UsageError
 from bench.manifest import ROOT
 from bench.store import Run
@@ -29,7 +29,7 @@ def settings(
     device: str | None = None,
     max_time: str | None = None,
 ) -> dict[str, Any]:
-    """The config that made a run, with the device and dtype that it came to, and a hub's data as they were then.
+    """The config that made a run, with the device and dtype that it came to; what is of a hub is as it was then.
 
     Args:
         data: in the place of files that the run read and that are not here, in the order of the config, files of
@@ -55,6 +55,8 @@ def settings(
         place.holder[place.key] = data_files.pinned(str(place.value), manifest.get("data"))
     _fill(files, [str(path) for path in data], "--data", "file", run)
     named = [*_places(raw, _blocks, "model"), *_places(raw, _blocks, "draft")]
+    for place in named:
+        place.holder[place.key] = hub_model.pinned(str(place.value), manifest.get("models"))
     _fill([place for place in named if _is_folder(place.value)], list(models), "--model", "folder", run)
     return raw
 

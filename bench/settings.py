@@ -37,7 +37,7 @@ class Settings(BaseModel):
     description: str = ""
     """One sentence for the report's head."""
     model: str = "smollm2-135m"
-    """The target: smollm2-135m, tiny:*, synthetic:*, a hub id, a folder."""
+    """The target: smollm2-135m, tiny:*, synthetic:*, a hub id or ID@REVISION, a folder."""
     draft: str | None = None
     """The draft of speculative techniques; the embedded model brings its own."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

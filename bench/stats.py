@@ -90,6 +90,9 @@ def compare(
         differences = [arm[number] - base[number] for number in shared]
     back = math.exp if metric.relative else float
     mean, count = fmean(differences), len(differences)
+    if metric.exact and len(set(differences)) == 1:
+        change = back(differences[0])
+        return Estimate(value, change, change, change, count, "", unit, confidence, 0.0)
     if count < 2:
         refusal = _refusal(differences, unit)
         return Estimate(value, back(mean), None, None, count, "one unit has no interval", unit, refusal=refusal)
@@ -97,9 +100,13 @@ def compare(
     if unit == "items" and metric.binary and set(differences) <= {-1.0, 0.0, 1.0}:
         gained, lost = differences.count(1.0), differences.count(-1.0)
         low, high = score_interval(gained, lost, count, confidence)
-        refusal = f"{count} items, at least {FEWEST_PAIRS} are needed" if count < FEWEST_PAIRS else ""
+        refusal = f"{counted(count, unit)}, at least {FEWEST_PAIRS} are needed" if count < FEWEST_PAIRS else ""
         p = mcnemar(gained, lost)
         return Estimate(value, mean, low, high, count, "", unit, confidence, spread, p, refusal, gained + lost)
+    if unit == "seeds" and metric.binary and not spread:
+        # shares that never move stand at an edge: a spread of 0 is no precision
+        alike = f"alike under all {count} seeds"
+        return Estimate(value, back(mean), None, None, count, alike, unit, spread=spread, refusal=alike)
     half = half_width(spread, count, confidence)
     p, refusal = t_tail(mean, spread, count), _refusal(differences, unit)
     return Estimate(
@@ -107,10 +114,15 @@ def compare(
     )
 
 
+def counted(count: int, unit: Unit) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{count} {unit if count != 1 else unit.removesuffix('s')}"
+
+
 def _refusal(differences: Sequence[float], unit: Unit) -> str:
     count = len(differences)
     if count < FEWEST[unit]:
-        return f"{count} {unit}, at least {FEWEST[unit]} are needed"
+        return f"{counted(count, unit)}, at least {FEWEST[unit]} are needed"
     if unit == "items" and not any(differences) and count < FEWEST_ALIKE:
         return f"alike on all {count} items, {FEWEST_ALIKE} would show that fewer than 1 in 20 differ"
     if unit == "items":
@@ -135,7 +147,8 @@ def compare_runs(metric: Metric, a: Mapping[int, float], b: Mapping[int, float],
     if fewest < 2:
         return Estimate(value, back(mean), None, None, fewest, "one unit has no interval")
     u, v = variance(x) / len(x), variance(y) / len(y)
-    refusal = f"{fewest} rounds, at least {FEWEST['rounds']} are needed" if fewest < FEWEST["rounds"] else ""
+    rounds = counted(fewest, "rounds")
+    refusal = f"{rounds}, at least {FEWEST['rounds']} are needed" if fewest < FEWEST["rounds"] else ""
     if u + v == 0:
         return Estimate(value, back(mean), back(mean), back(mean), fewest, spread=0.0, refusal=refusal)
     degrees = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(y) - 1))

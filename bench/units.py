@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bench.metrics import GLOSSARY
 from bench.stats import FEWEST, Unit
 
 PERCENTILES = (50, 90, 99)
@@ -167,7 +168,8 @@ def of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[int, float]
     """Metric -> unit -> its number, and what the units are, of one arm's records, one per seed.
 
     Time and memory are those of the first record, in rounds. Quality is counted in items, averaged over the seeds;
-    that of training runs is counted in seeds, averaged over the items, where there are enough of them.
+    that of training runs is counted in seeds, averaged over the items, where there are enough of them. What a quality
+    pass measures of the whole model, as the size of its file, has no items and is counted in seeds.
     """
     rounds = [part for record in records[:1] for part in record["rounds"]]
     found: dict[str, tuple[dict[int, float], Unit]] = {
@@ -183,7 +185,8 @@ def of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[int, float]
     for name in {name: None for record in scored for name in record["quality"]["metrics"]}:
         by_seed = {record["seed"]: _items(record["quality"]["metrics"].get(name, ())) for record in scored}
         by_seed = {seed: items for seed, items in by_seed.items() if items}
-        if len(by_seed) >= FEWEST["seeds"] and scored[0]["technique"].get("trains"):
+        enough = len(by_seed) >= FEWEST["seeds"] and scored[0]["technique"].get("trains")
+        if by_seed and (enough or GLOSSARY[name].axis != "quality"):
             found[name] = {seed: statistics.fmean(items.values()) for seed, items in by_seed.items()}, "seeds"
         else:
             shared = set.intersection(*map(set, by_seed.values())) if by_seed else set()

@@ -104,7 +104,7 @@ def _margin(metric: Metric) -> str:
 
 
 def _units(estimate: stats.Estimate) -> str:
-    return f"{estimate.units} {estimate.unit}"
+    return stats.counted(estimate.units, estimate.unit)
 
 
 def _needed(metric: Metric, estimate: stats.Estimate) -> str:

@@ -256,7 +256,7 @@ def _counted(name: str, quality: Mapping[str, Any]) -> float | None:
 
 def _note(estimate: stats.Estimate, exact: bool, operands: Sequence[Sequence[Record]]) -> str:
     """What a figure rests on."""
-    words = "exact" if exact else f"{estimate.units} {estimate.unit}"
+    words = "exact" if exact else stats.counted(estimate.units, estimate.unit)
     first = operands[0][0]
     if first["technique"].get("trains") and estimate.unit == "items":
         words += f" of {len(operands[0])} trained model{'s' if len(operands[0]) > 1 else ''}"

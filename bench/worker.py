@@ -104,7 +104,9 @@ class Bench:
     def do(self, message: dict[str, Any]) -> Any:
         return getattr(self, f"do_{message.pop('do')}")(**message)
 
-    def do_open(self, workload: str, parameters: dict[str, Any], built: Any, seed: int) -> None:
+    def do_open(
+        self, workload: str, parameters: dict[str, Any], built: Any, seed: int, models: dict[str, Any] | None = None
+    ) -> None:
         from dataclasses import replace
 
         from bench import registry
@@ -112,7 +114,7 @@ class Bench:
         self.workload = registry.workloads[workload].cls(**parameters)
         self.built = built or {}
         self.seed = seed
-        self.sources = replace(self.sources, seed=seed)
+        self.sources = replace(self.sources.at(models or {}), seed=seed)
 
     def do_build(self) -> dict[str, Any]:
         from bench import data_files
@@ -124,6 +126,7 @@ class Bench:
             "sha256": content_hash(self.built),
             "data": data_files.provenance(self.workload.model_dump()),
             "model": self._model_facts(),
+            "models": self.sources.versions,
         }
 
     def do_prepare(self, arm: str, technique: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +216,7 @@ class Bench:
     def _model_facts(self) -> dict[str, Any]:
         target = self.sources.target
         return {
-            "name": target.name,
+            **target.version,
             "origin": target.origin,
             "random": target.is_random,
             "parameters": target.parameters,

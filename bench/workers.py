@@ -45,6 +45,7 @@ class Workers:
             workload=comparison.workload_name,
             parameters=comparison.workload.model_dump(mode="json"),
             built=inputs["built"] if inputs else None,
+            models=inputs.get("models", {}) if inputs else {},
             seed=seed,
         )
 

@@ -109,7 +109,7 @@ def _cell(row: Row, name: str) -> dict[str, Any]:
         **cell,
         "value": table.value(metric, estimate.value),
         "change": table.change(metric, estimate),
-        "units": "" if row.is_baseline else f"{estimate.units} {estimate.unit}, {estimate.confidence:.0%}",
+        "units": "" if row.is_baseline else table.counted(metric, estimate),
         "verdict": judgement.verdict if judgement else None,
         "reason": judgement.reason if judgement else estimate.refusal,
     }

@@ -34,10 +34,16 @@ def change(metric: Metric, estimate: stats.Estimate) -> str:
     form = "{:.3f}" if metric.relative else "{:+.3f}"
     text = ("x" if metric.relative else "") + form.format(estimate.change)
     if estimate.low is None or estimate.high is None:
-        return text
+        return f"{text} ({estimate.reason})" if estimate.reason else text
     if metric.exact and estimate.low == estimate.high:
         return f"{text} exact"
     return f"{text} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
+
+
+def counted(metric: Metric, estimate: stats.Estimate) -> str:
+    """What an estimate rests on: `5 rounds, 95%`, or `1 seed, exact` where no chance is in it."""
+    sure = "exact" if metric.exact and not estimate.spread else f"{estimate.confidence:.0%}"
+    return f"{stats.counted(estimate.units, estimate.unit)}, {sure}"
 
 
 def hidden(row: Row, metric: Metric) -> str:

@@ -159,6 +159,7 @@ class Instructions(FinetuningWorkload):
         quality.metrics["task_accuracy"] = [
             float(same(result(answer), number)) for answer, number in zip(written, built["numbers"], strict=True)
         ]
+        quality.notes |= edge(quality.metrics["task_accuracy"])
         quality.texts += [
             {"prompt": decode(prompt), "output": answer}
             for prompt, answer in zip(prompts[:SHOWN], written[:SHOWN], strict=True)
@@ -183,6 +184,22 @@ def result_of(source: Source, text: Text) -> Text | None:
 def same(given: float | None, published: float) -> bool:
     """Whether a number is the published one; 72 and 72.0 are the same."""
     return given is not None and abs(given - published) <= 1e-6 * max(1.0, abs(published))
+
+
+def edge(right: Sequence[float]) -> dict[str, str]:
+    """A note where no question is answered rightly, or every one is: there the share can tell no arms apart.
+
+    Args:
+        right: 1 or 0 per question.
+    """
+    share = sum(right) / len(right)
+    if 0 < share < 1:
+        return {}
+    where, other = ("floor", "a more capable model or easier") if share == 0 else ("ceiling", "harder")
+    return {
+        f"task_accuracy is at its {where}, {sum(right):.0f} of {len(right)} right: it says nothing of a difference "
+        f"between arms that are there": f"read nll and result_nll, which have no threshold, or give {other} questions"
+    }
 
 
 @dataclass

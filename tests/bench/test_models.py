@@ -83,7 +83,7 @@ def test_a_hub_model_that_is_not_at_hand_is_one_line() -> None:
     with pytest.raises(ModelError) as error:
         Source("hub:nobody/nothing-of-the-kind").model()
     assert "\n" not in str(error.value)
-    assert "allowed:" in str(error.value)
+    assert "check id and revision, or give a folder" in str(error.value)
 
 
 def test_pickles_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,3 +81,37 @@ def test_two_runs_by_welch() -> None:
     bounds = expected.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((math.exp(bounds.low), math.exp(bounds.high)))
     assert found.p == pytest.approx(expected.pvalue)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_an_exact_figure_needs_no_second_one(seeds: int) -> None:
+    size = GLOSSARY["adapter_bytes"]
+    found = stats.compare(size, dict.fromkeys(range(seeds), 700.0), dict.fromkeys(range(seeds), 900.0), "seeds")
+    assert (found.change, found.low, found.high) == pytest.approx((7 / 9,) * 3)
+    assert found.low == found.high
+    assert not found.reason
+    assert not found.refusal
+    varied = stats.compare(size, {0: 700.0, 1: 710.0}, {0: 900.0, 1: 900.0}, "seeds")
+    assert varied.low < varied.high, "it was not as exact as declared"
+
+
+def test_shares_that_never_move_have_no_interval() -> None:
+    """None right, or all, under every seed: a spread of 0 would look like perfect precision."""
+    accuracy = GLOSSARY["task_accuracy"]
+    for share in (0.0, 0.5, 1.0):
+        shares = dict.fromkeys(range(5), share)
+        found = stats.compare(accuracy, shares, shares, "seeds")
+        assert (found.change, found.low, found.high) == (0, None, None)
+        assert found.reason == found.refusal == "alike under all 5 seeds"
+    moved = stats.compare(accuracy, {**dict.fromkeys(range(4), 0.5), 4: 0.75}, dict.fromkeys(range(5), 0.5), "seeds")
+    assert moved.low < 0 < moved.high
+    items = stats.compare(accuracy, dict.fromkeys(range(24), 0.0), dict.fromkeys(range(24), 0.0), "items")
+    assert items.high - items.low > 0.2, "24 items at the floor do not show that arms are alike"
+
+
+def test_one_is_singular() -> None:
+    assert (stats.counted(1, "seeds"), stats.counted(0, "items"), stats.counted(2, "rounds")) == (
+        "1 seed",
+        "0 items",
+        "2 rounds",
+    )

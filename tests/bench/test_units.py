@@ -133,3 +133,13 @@ def test_choosing_is_counted_against_the_rest_of_the_prefill() -> None:
 
     assert of({"prefill": [0.8], "choose": [0.01] * 4, "forward": [0.1]}) == ({3: pytest.approx(0.05)}, "rounds")
     assert of({"prefill": [0.8], "forward": [0.1]}) is None
+
+
+@pytest.mark.parametrize("seeds", [1, 3, 5])
+def test_the_size_of_a_file_has_no_items(seeds: int) -> None:
+    records = [trained(seed, 1.0, 2.0) for seed in range(seeds)]
+    for record in records:
+        record["quality"]["metrics"]["adapter_bytes"] = [800.0]
+    found = units.of(records)
+    assert found["adapter_bytes"] == (dict.fromkeys(range(seeds), 800.0), "seeds")
+    assert found["nll"][1] == ("seeds" if seeds == 5 else "items")

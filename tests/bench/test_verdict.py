@@ -47,7 +47,7 @@ def test_the_bound_nearest_to_none_is_said() -> None:
 @pytest.mark.parametrize("units", [1, 2, 4])
 def test_nothing_is_judged_below_five_units(units: int) -> None:
     found = judge(TIME, [0.5] * units, ONE[:units])
-    assert (found.verdict, found.reason) == ("INCONCLUSIVE", f"{units} rounds, at least 5 are needed")
+    assert (found.verdict, found.reason) == ("INCONCLUSIVE", f"{stats.counted(units, 'rounds')}, at least 5 are needed")
 
 
 def test_a_constant_clock_is_suspicious() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bench.families.finetuning_workload import (
     distributions,
     divergence,
     keeps_apart,
+    let_go,
     loads_again,
     trained_file,
 )
@@ -28,8 +30,11 @@ from bench.models import Source, Sources
 from bench.workload import Built
 from techniques.finetuning.core.lora import LoraLinear, adapter_state
 from techniques.finetuning.full import Full
+from techniques.finetuning.linear_probe import LinearProbe
+from techniques.finetuning.loftq import Loftq
 from techniques.finetuning.lora import Lora
 from techniques.finetuning.peft_adapter import PeftAdapter
+from techniques.finetuning.peft_qlora import PeftQlora
 from techniques.finetuning.qlora import Qlora
 
 SOURCE = Source("tiny:llama")
@@ -188,7 +193,6 @@ def test_adapters_are_sized_as_they_are_stored_and_merged_at_the_end(tmp_path: P
     arm = technique.prepare(SOURCES)
     built = WORKLOAD.build(SOURCES, 0)
     found = WORKLOAD.quality(technique, arm, built, 0, SOURCE, None)
-    assert not any(isinstance(module, LoraLinear) for module in arm.model.modules())
     # the same training, merged by hand
     again = technique.prepare(SOURCES)
     WORKLOAD.train(technique, again, built, 0)
@@ -237,27 +241,96 @@ def test_virtual_tokens_are_not_packed(method: Any):
 
 
 @pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2"])
-@pytest.mark.parametrize("technique", [Lora(), PeftAdapter()], ids=["lora", "peft"])
-def test_what_was_trained_is_saved_and_loaded(technique: Any, name: str):
-    """The gate writes over what was trained: what is not in the file, or not as it was, does not come again."""
+@pytest.mark.parametrize(
+    "technique",
+    [
+        Lora(dropout=0.5),
+        Qlora(),
+        Loftq(),
+        LinearProbe(),
+        PeftAdapter(),
+        PeftAdapter(method="pissa"),
+        PeftAdapter(method="prefix_tuning"),
+        PeftQlora(dropout=0.5),
+    ],
+    ids=["lora", "qlora", "loftq", "linear_probe", "peft", "pissa", "prefix_tuning", "peft_qlora"],
+)
+def test_what_was_trained_is_saved_and_loaded_into_a_new_model(technique: Any, name: str):
+    """What is not in the file, or not as it was, does not come again: of the trained model nothing else is left."""
     source = Source(name)
-    arm = technique.prepare(Sources(source))
+    torch.manual_seed(4)
+    arm = technique.prepare(Sources(source, seed=4))
+    arm.model.eval()
     with torch.no_grad():
         for parameter in arm.trainable:
-            parameter.normal_(std=0.1)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     (text,) = whole([list(range(40))])
-    bits = [p.detach().clone() for p in arm.trainable]
+    (trained,) = distributions(technique, arm, [text], "cpu")
     saved = trained_file(arm)
-    gate = loads_again(technique, arm, saved, text, source)
+    let_go(arm)
+    assert not list(arm.model.parameters())
+    gate = loads_again(technique, saved, text, trained, source, 4)
     assert gate.passed, gate.detail
-    assert all(torch.equal(a, b) for a, b in zip(bits, arm.trainable, strict=True))
-    assert "(0 while" not in gate.detail, "what is overwritten must show"
+    assert "are 0 nat" in gate.detail
+    assert "(0 before" not in gate.detail, "what is loaded must show"
     tensors = safetensors.torch.load(saved)
     first = next(iter(tensors))
     rounded = {key: tensor.bfloat16().float() for key, tensor in tensors.items()}
     lacking = {key: tensor for key, tensor in tensors.items() if key != first}
     for spoiled in (rounded, lacking):
-        assert not loads_again(technique, arm, safetensors.torch.save(spoiled), text, source).passed
+        assert not loads_again(technique, safetensors.torch.save(spoiled), text, trained, source, 4).passed
+
+
+def test_a_new_model_of_another_seed_is_told_where_the_seed_is_in_its_frozen_weights():
+    """PiSSA takes from the weights what a seeded decomposition finds: adapters alone do not say what is left."""
+    technique = PeftAdapter(method="pissa")
+    (text,) = whole([list(range(40))])
+    torch.manual_seed(4)
+    arm = technique.prepare(Sources(SOURCE, seed=4))
+    (trained,) = distributions(technique, arm, [text], "cpu")
+    saved = trained_file(arm)
+    assert loads_again(technique, saved, text, trained, SOURCE, 4).passed
+    assert not loads_again(technique, saved, text, trained, SOURCE, 5).passed
+
+
+MADE: list[weakref.ref[Any]] = []
+
+
+class Alone(Qlora):
+    """It is built anew only where the model before it is gone: a device may have room for one."""
+
+    def prepare(self, sources: Sources) -> TrainedPrepared:
+        assert not [model for model in MADE if model() is not None]
+        arm = super().prepare(sources)
+        MADE.append(weakref.ref(arm.model))
+        return arm
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_two_models_never_live_at_once(checkpointing: bool):
+    MADE.clear()
+    found = quality(Alone(gradient_checkpointing=checkpointing), Counting(steps=2, batch_size=2))
+    assert [gate.passed for gate in found.gates if gate.name == "saved"] == [True]
+    assert len(MADE) == 2
+    assert not [model for model in MADE if model() is not None], "the new one is let go of, too"
+
+
+class Helped(Lora):
+    """A technique with a second network, as one that learns from a teacher."""
+
+    def prepare(self, sources: Sources) -> TrainedPrepared:
+        arm = super().prepare(sources)
+        arm.helpers = (sources.get("teacher").model(),)
+        return arm
+
+
+def test_a_technique_with_helpers_is_not_built_anew_without_them():
+    workload = Counting(steps=2, batch_size=2, other_items=0)
+    technique = Helped()
+    arm = technique.prepare(Sources(SOURCE, {"teacher": SOURCE}))
+    found = workload.quality(technique, arm, workload.build(SOURCES, 0), 0, SOURCE, None)
+    assert [gate.name for gate in found.gates] == ["finite", "frozen"]
+    assert found.metrics["adapter_bytes"]
 
 
 def test_adapted_arms_have_the_gate():

@@ -41,3 +41,13 @@ def test_a_spreadsheet_takes_no_formula() -> None:
 
 def test_markdown_holds_no_foreign_markup() -> None:
     assert markdown.cell("a|b <script>\nc") == "a\\|b &lt;script> c"
+
+
+def test_what_an_estimate_rests_on() -> None:
+    size, time = GLOSSARY["adapter_bytes"], GLOSSARY["time_per_step"]
+    exact = Estimate(800.0, 0.5, 0.5, 0.5, 1, unit="seeds", spread=0.0)
+    assert table.counted(size, exact) == "1 seed, exact"
+    assert table.change(size, exact) == "x0.500 exact"
+    assert table.counted(time, Estimate(1, 0.5, 0.4, 0.6, 5, spread=0.1)) == "5 rounds, 95%"
+    alone = Estimate(1, 0.5, None, None, 1, "one unit has no interval")
+    assert table.change(time, alone) == "x0.500 (one unit has no interval)"

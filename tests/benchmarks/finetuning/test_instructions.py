@@ -118,11 +118,14 @@ def test_packed_and_padded_rows_learn_the_same_texts(tmp_path: Path):
 
 
 class Parrot(Full):
-    """Answers with the right number every other time."""
+    """Answers with the right number every so many times; never where that is 0."""
+
+    every: int = 2
 
     def answers(self, prepared: Any, prompts: Any, new_tokens: int, end: int | None) -> list[list[int]]:
         numbers = [decode(prompt).split("question ")[1].split(" ")[0] for prompt in prompts]
-        said = [f"so #### {number if place % 2 == 0 else 999}" for place, number in enumerate(numbers)]
+        right = [bool(self.every) and place % self.every == 0 for place in range(len(numbers))]
+        said = [f"so #### {number if knows else 999}" for number, knows in zip(numbers, right, strict=True)]
         return [SOURCE.tokenizer(text)["input_ids"] for text in said]
 
 
@@ -134,6 +137,17 @@ def test_task_accuracy_compares_numbers(tmp_path: Path):
     assert len(quality.metrics["nll"]) == 4
     assert quality.texts[0]["output"].startswith("so #### ")
     assert "question 0 " in quality.texts[0]["prompt"]
+    assert not [note for note in quality.notes if "task_accuracy" in note]
+
+
+@pytest.mark.parametrize(("every", "told"), [(0, "its floor, 0 of 4 right"), (1, "its ceiling, 4 of 4 right")])
+def test_none_or_all_right_says_nothing(tmp_path: Path, every: int, told: str):
+    workload = small(path=file_of(tmp_path / "own.jsonl", questions(0, 20)), steps=1)
+    technique = Parrot(every=every)
+    quality = workload.quality(technique, technique.prepare(SOURCES), workload.build(SOURCES, 0), 0, SOURCE, None)
+    (note,) = [note for note in quality.notes if "task_accuracy" in note]
+    assert told in note
+    assert "says nothing of a difference" in note
 
 
 def test_the_published_number_is_scored_behind_the_way_to_it(tmp_path: Path):
