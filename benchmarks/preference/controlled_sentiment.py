@@ -17,10 +17,11 @@ from bench.families.rollout import Rollout, distinct, repetition, sample, scored
 from bench.families.training import TrainedPrepared, frozen, training_gates
 from bench.models import Source, Sources
 from bench.registry import register
+from bench.stats import half_interval
 from bench.technique import Axis, Prepared, Technique
 from bench.workload import Built, Quality, Work
 from benchmarks.preference.core import frontier, rewards
-from benchmarks.preference.core.looks import Look, drawn, half_interval, look, mean, written
+from benchmarks.preference.core.looks import Look, drawn, look, mean, written
 from benchmarks.preference.core.sampled_pairs import sampled_pairs
 
 OPENINGS = Path(__file__).with_suffix(".txt")

@@ -81,3 +81,9 @@ def test_two_runs_by_welch() -> None:
     bounds = expected.confidence_interval(0.95)
     assert (found.low, found.high) == pytest.approx((math.exp(bounds.low), math.exp(bounds.high)))
     assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_half_an_interval_needs_two_units() -> None:
+    assert stats.half_interval([0.3]) is None
+    # t with 1 degree of freedom
+    assert stats.half_interval([0.0, 1.0]) == pytest.approx(12.7062 * math.sqrt(0.5) / math.sqrt(2), rel=1e-5)

@@ -15,7 +15,7 @@ from bench.models import Source, Sources
 from bench.workload import Quality
 from benchmarks.preference.controlled_sentiment import ControlledSentiment
 from benchmarks.preference.core import rewards
-from benchmarks.preference.core.looks import Look, half_interval
+from benchmarks.preference.core.looks import Look
 from techniques.preference.best_of_n import BestOfN
 from techniques.preference.dpo import Dpo
 from techniques.preference.sft_on_chosen import SftOnChosen
@@ -138,7 +138,6 @@ def test_points_of_the_frontier_have_intervals_over_prompts():
         assert quality.half_widths[metric][-1] == [None, pytest.approx(expected, rel=1e-4)]
         assert len(quality.half_widths[metric]) == len(quality.curves[metric])
     assert quality.half_widths["reward_over_kl"][0][0] == 0.0
-    assert half_interval([0.3]) is None
 
 
 def test_distinct_is_of_one_prompts_completions():
