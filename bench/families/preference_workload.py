@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
@@ -91,12 +92,14 @@ class PreferenceWorkload(TrainingWorkload):
         built: Built,
         seed: int,
         source: Source,
-        watch: Callable[[int], None] | None = None,
+        watch: Callable[[int, float], None] | None = None,
+        limit: float = math.inf,
     ) -> Quality:
         """Held-out pairs under the policy and the reference, after the whole training on the seed's order.
 
         Args:
-            watch: called after every step with the number of steps done.
+            watch: as `train` has it.
+            limit: of the training's steps [s].
 
         Raises:
             Diverged: a loss is not finite.
@@ -115,7 +118,8 @@ class PreferenceWorkload(TrainingWorkload):
             )
         before = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
         bits = frozen(prepared)
-        losses = self.train(technique, prepared, built, seed, watch)
+        course = self.train(technique, prepared, built, seed, watch, limit)
+        steps = len(course.losses)
         after = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
         gained = after - start
         margin: list[float] = (gained[:, 0] - gained[:, 1]).tolist()
@@ -128,23 +132,37 @@ class PreferenceWorkload(TrainingWorkload):
                 "rejected_gain": gained[:, 1].tolist(),
                 "chosen_nll": (-after[:, 0] / lengths[:, 0]).tolist(),
             },
-            curves={"loss": [[float(step), loss] for step, loss in enumerate(losses)]},
+            curves={"loss": [[float(step), loss] for step, loss in enumerate(course.losses)]},
             counts={
                 "chosen_nll_before": float((-before[:, 0] / lengths[:, 0]).mean()),
-                "steps": float(self.steps),
-                "epochs": self.steps * self.batch_size / len(built["train"]),
+                "steps": float(steps),
+                "epochs": steps * self.batch_size / len(built["train"]),
                 **length_statistics(lengths, margin),
             },
             gates=[
                 starts_at_reference(before, start, pairs, source.torch_dtype),
                 *training_gates(bits, frozen(prepared), after.flatten().tolist()),
             ],
+            notes=ended_early(steps, self.steps, limit),
+            train_seconds=course.seconds,
         )
 
 
 def _by_pair(scored: Sequence[Tensor]) -> Tensor:
     """Log-probabilities `(2 * pairs,)` of batches -> `(pairs, 2)` on the CPU: chosen, rejected."""
     return torch.cat([rows.float().view(2, -1).T for rows in scored]).cpu()
+
+
+def ended_early(steps: int, planned: int, limit: float) -> dict[str, str]:
+    """That a training ended before its last step, and what would repeat it elsewhere; nothing where it did not.
+
+    Args:
+        limit: of its seconds [s].
+    """
+    if steps == planned:
+        return {}
+    what = f"training ended after {steps} of {planned} steps, as its {limit:.3g} s were spent"
+    return {what: f"on another machine it ends elsewhere; workload.steps={steps} without a time budget repeats it"}
 
 
 def length_statistics(lengths: Tensor, margin: Sequence[float]) -> dict[str, float]:
