@@ -117,7 +117,8 @@ def prepare(
             raise UsageError(f"data {data}: no such file")
         raw = suites.override(raw, [f"workload.path={data}"])
     if judge is not None:
-        commands.give(judge)
+        if judge.startswith(commands.PREFIX):
+            commands.give(judge)
         raw = suites.override(raw, [f"workload.judge={judge}"])
     checked = experiment.check(raw, origin)
     device = manifest.resolve_device(checked.settings.device)

@@ -47,7 +47,7 @@ def test_a_liking_for_a_place_is_a_tie(tmp_path: Path, place: str):
     [
         ("sys.exit('no key for the service')", "ended with exit code 1: no key for the service$"),
         ("os.kill(os.getpid(), 9)", "ended with exit code -9$"),
-        (answering("'a' if q['a'] > q['b'] else 'maybe'"), "line 2 is 'maybe'; allowed: a, b, tie$"),
+        (answering("'a' if q['a'] < q['b'] else 'maybe'"), "line 2 is 'maybe'; allowed: a, b, tie$"),
         ("print('a')", "1 lines on 6 questions; a verdict on each is wanted$"),
         (answering("'a\\n'"), "12 lines on 6 questions"),
         ("time.sleep(60)", r"not done with 6 questions within 0.5 s; raise workload.judge_seconds$"),
