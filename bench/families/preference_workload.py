@@ -20,6 +20,12 @@ from bench.models import Source
 from bench.technique import Prepared, Technique
 from bench.workload import Built, Gate, Quality, Work
 
+ENDED_EARLY = {
+    "training ended before its last step, as its seconds were spent: another machine ends it elsewhere": (
+        "the record has its `steps`; as many in workload.steps, without a time budget, repeat it"
+    )
+}
+
 
 class PreferenceWorkload(TrainingWorkload):
     """Base of the preference workloads.
@@ -143,7 +149,7 @@ class PreferenceWorkload(TrainingWorkload):
                 starts_at_reference(before, start, pairs, source.torch_dtype),
                 *training_gates(bits, frozen(prepared), after.flatten().tolist()),
             ],
-            notes=ended_early(steps, self.steps, limit),
+            notes=ENDED_EARLY if steps < self.steps else {},
             train_seconds=course.seconds,
         )
 
@@ -151,18 +157,6 @@ class PreferenceWorkload(TrainingWorkload):
 def _by_pair(scored: Sequence[Tensor]) -> Tensor:
     """Log-probabilities `(2 * pairs,)` of batches -> `(pairs, 2)` on the CPU: chosen, rejected."""
     return torch.cat([rows.float().view(2, -1).T for rows in scored]).cpu()
-
-
-def ended_early(steps: int, planned: int, limit: float) -> dict[str, str]:
-    """That a training ended before its last step, and what would repeat it elsewhere; nothing where it did not.
-
-    Args:
-        limit: of its seconds [s].
-    """
-    if steps == planned:
-        return {}
-    what = f"training ended after {steps} of {planned} steps, as its {limit:.3g} s were spent"
-    return {what: f"on another machine it ends elsewhere; workload.steps={steps} without a time budget repeats it"}
 
 
 def length_statistics(lengths: Tensor, margin: Sequence[float]) -> dict[str, float]:

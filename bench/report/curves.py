@@ -16,10 +16,11 @@ MOST_POINTS = 400
 Pair = Sequence[float | None]
 """Of one point: its coordinates (x, y), or half the widths of their intervals, None where not known."""
 OVER_ITEMS = "Bars are 95 % intervals over the items, each of one trained model."
-OVER_SEEDS = (
-    "An arm's line is the mean of its seeds, look by look; its bars are 95 % intervals over the seeds, which are the "
-    "unit; thin lines are the single seeds."
-)
+OVER_SEEDS = "Bars are 95 % intervals over the seeds, which are the unit."
+MEANS = "An arm's line is the mean of its seeds."
+SINGLE = "Thin lines are the single seeds."
+MOST_LINES = 12
+"""With more of them the single seeds are not drawn beside their means."""
 LONG_BARS = "A bar that leaves the figure has its bounds in the CSV."
 
 
@@ -83,26 +84,25 @@ def _of_arm(row: Row, records: Mapping[str, Mapping[str, Any]]) -> dict[str, dic
 
 
 def over_seeds(seeds: Sequence[Line]) -> Line | None:
-    """The mean of an arm's seeds, look by look, with 95 % intervals over the seeds.
+    """The mean of an arm's seeds, look by look, with 95 % intervals over the seeds where the looks have any.
 
     A trained model is one draw of a training: what is said of an arm has the seeds as its unit, however many items each
-    of its models was looked at on. None under two seeds, for points that come without an interval (a loss at every
-    step), and where the seeds were not looked at equally often.
+    of its models was looked at on. None under two seeds, and where they were not looked at equally often; of curves
+    without intervals (a loss at every step) the mean ends where the first seed ends.
     """
-    if len(seeds) < 2 or not all(one.halves for one in seeds) or len({len(one.points) for one in seeds}) > 1:
+    estimated = all(one.halves for one in seeds)
+    if len(seeds) < 2 or (estimated and len({len(one.points) for one in seeds}) > 1):
         return None
     points: list[Pair] = []
     halves: list[Pair] = []
-    for place in range(len(seeds[0].points)):
-        values = [[one.points[place][axis] for one in seeds] for axis in (0, 1)]
-        known = [[value for value in of_axis if value is not None] for of_axis in values]
-        if any(len(of_axis) < len(seeds) for of_axis in known):
+    for place in range(min(len(one.points) for one in seeds)):
+        values = [[value for one in seeds if (value := one.points[place][axis]) is not None] for axis in (0, 1)]
+        if any(len(of_axis) < len(seeds) for of_axis in values):
             return None
-        points.append([stats.fmean(of_axis) for of_axis in known])
-        estimated = [all(one.halves[place][axis] is not None for one in seeds) for axis in (0, 1)]
-        halves.append(
-            [stats.half_interval(of_axis) if one else None for of_axis, one in zip(known, estimated, strict=True)]
-        )
+        points.append([stats.fmean(of_axis) for of_axis in values])
+        if estimated:
+            known = [all(one.halves[place][axis] is not None for one in seeds) for axis in (0, 1)]
+            halves.append([stats.half_interval(values[axis]) if known[axis] else None for axis in (0, 1)])
     return Line(points, halves)
 
 
@@ -129,15 +129,18 @@ def _drawing(
         if any(half is not None for half in halves):
             lines = [line | _bounds(line, name, half) for line, half in zip(lines, halves, strict=True)]
     told = {name: line for name, line in named.items() if name == arms[name] or arms[name] not in named}
+    if told != named:
+        notes += [MEANS, SINGLE if len(named) <= MOST_LINES else "The CSV has the single seeds, too."]
+    drawn = named if len(named) <= MOST_LINES else told
     if len(lines[0]) > len(("arm", x, y)):
-        notes += [OVER_SEEDS if len(told) < len(named) else OVER_ITEMS, LONG_BARS]
+        notes += [OVER_SEEDS if told != named else OVER_ITEMS, LONG_BARS]
     words = "; ".join(
         f"{name}: from {_short(line.points[0][1])} to {_short(line.points[-1][1])}" for name, line in told.items()
     )
     return Drawing(
         f"{comparison}.{curve}",
         "curve",
-        f"{y.replace('_', ' ').capitalize()} by {x.replace('_', ' ')}",
+        f"{_word(y)[:1].upper()}{_word(y)[1:]} by {_word(x)}",
         subject(comparison, rows),
         x,
         y,
@@ -145,7 +148,7 @@ def _drawing(
         f"{words}.",
         " ".join(notes),
         left_out=left_out,
-        arms=arms,
+        arms={name: arms[name] for name in drawn},
     )
 
 
@@ -167,6 +170,10 @@ def _bounds(line: Mapping[str, Any], name: str, half: float | None) -> dict[str,
     if half is None or line[name] is None:
         return {f"{name}_low": None, f"{name}_high": None}
     return {f"{name}_low": line[name] - half, f"{name}_high": line[name] + half}
+
+
+def _word(name: str) -> str:
+    return "KL divergence" if name == "kl" else name.replace("_", " ")
 
 
 def _short(number: float | None) -> str:

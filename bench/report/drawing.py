@@ -36,7 +36,7 @@ class Drawing:
     left_out: tuple[str, ...] = ()
     """Arms that are not in it, and why."""
     arms: Mapping[str, str] = field(default_factory=dict)
-    """Curve -> the arm that it is a seed of: its seeds look alike, and stand in the legend once."""
+    """Drawn curve -> the arm that it is of: an arm's seeds look like their mean, and stand in the legend once."""
 
     @property
     def columns(self) -> list[str]:

@@ -205,7 +205,7 @@ def _curve(axes: Axes, drawing: Drawing) -> list[Any]:
         marks.setdefault(arm, mark)
     limits = [_limits(drawing.lines, name) for name in (across, up)]
     for line in drawing.lines if len(drawing.columns) > 3 else ():
-        if line[up] is not None:
+        if line[up] is not None and line["arm"] in drawing.arms:
             axes.errorbar(
                 line[across],
                 line[up],

@@ -22,8 +22,10 @@ def drawings(records: list[dict[str, Any]]) -> dict[str, Drawing]:
 def test_curves_are_those_of_every_seed_and_of_failed_runs(records: list[dict[str, Any]]) -> None:
     found = drawings(records)["finetuning.text.loss"]
     assert list(dict.fromkeys(line["arm"] for line in found.lines)) == [
+        "base",
         "base (seed 0)",
         "base (seed 1)",
+        "adapters",
         "adapters (seed 0)",
         "adapters (seed 1)",
         "diverged",
@@ -159,14 +161,36 @@ def test_items_that_vary_do_not_widen_what_the_seeds_agree_on(make: Callable[...
     assert "step_low" not in end, "a step is no estimate"
 
 
-def test_losses_and_seeds_that_cannot_be_matched_stay_apart(make: Callable[..., dict[str, Any]]) -> None:
+def test_losses_have_a_mean_without_intervals(make: Callable[..., dict[str, Any]]) -> None:
+    records = seeds_of(make, [0.2, 0.4], [1.0, 2.0])
+    records[0]["quality"]["curves"]["loss"].append([2.0, 9.0])  # this seed was trained for longer
+    lines = drawings(records)["decoding.chat.loss"].lines
+    mean = [(line["step"], line["loss"]) for line in lines if line["arm"] == "base"]
+    assert mean == [(0.0, 1.0), (1.0, pytest.approx(0.3))]
+    assert set(lines[0]) == {"arm", "step", "loss"}
+
+
+def test_seeds_that_were_not_looked_at_equally_often_stay_apart(make: Callable[..., dict[str, Any]]) -> None:
     records = seeds_of(make, [0.2, 0.4], [1.0, 2.0])
     del records[1]["quality"]["curves"]["reward_over_kl"][0], records[1]["quality"]["half_widths"]["reward_over_kl"][0]
-    found = drawings(records)
-    for curve in ("loss", "reward_over_kl"):
-        names = {line["arm"] for line in found[f"decoding.chat.{curve}"].lines}
-        assert names == {"base (seed 0)", "base (seed 1)"}
-    assert "each of one trained model" in found["decoding.chat.reward_over_kl"].note
+    found = drawings(records)["decoding.chat.reward_over_kl"]
+    assert {line["arm"] for line in found.lines} == {"base (seed 0)", "base (seed 1)"}
+    assert "each of one trained model" in found.note
+
+
+def test_many_arms_are_drawn_without_their_single_seeds(make: Callable[..., dict[str, Any]]) -> None:
+    records = [
+        {**record, "arm": arm, "cell": f"decoding.chat.{arm}.seed{record['seed']}"}
+        for arm in ("base", "b", "c", "d", "e")
+        for record in seeds_of(make, [0.2, 0.4], [1.0, 2.0])
+    ]
+    few, many = (drawings(some)["decoding.chat.reward_over_kl"] for some in (records[:4], records))
+    assert (len(few.arms), len(many.arms)) == (6, 5)
+    assert "Thin lines" in few.note
+    assert "Thin lines" not in many.note
+    assert len({line["arm"] for line in many.lines}) == 15, "the CSV has them all"
+    assert few.title == "Reward by KL divergence"
+    assert plots.svg(many).count("base<") == 1
 
 
 def test_a_bar_far_longer_than_the_points_are_apart_does_not_squeeze_them(make: Callable[..., dict[str, Any]]) -> None:
