@@ -115,11 +115,11 @@ def prepare(
     if data is not None:
         if not hub_file.parse(data) and not Path(data).exists():
             raise UsageError(f"data {data}: no such file")
-        raw = suites.override(raw, [f"workload.path={data}"])
+        raw = suites.with_text(raw, "path", str(data))
     if judge is not None:
         if judge.startswith(commands.PREFIX):
             commands.give(judge)
-        raw = suites.override(raw, [f"workload.judge={judge}"])
+        raw = suites.with_text(raw, "judge", judge)
     checked = experiment.check(raw, origin)
     device = manifest.resolve_device(checked.settings.device)
     return checked, device, manifest.resolve_dtype(checked.settings.dtype, device)

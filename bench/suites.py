@@ -131,6 +131,19 @@ def override(raw: Raw, settings: Iterable[str]) -> Raw:
     return raw
 
 
+def with_text(raw: Raw, field: str, text: str) -> Raw:
+    """Set a field of every workload that has it to a text as it stands: a path or a program may hold any mark.
+
+    Raises:
+        UsageError: no workload has it.
+    """
+    raw = copy.deepcopy(raw)
+    registry.load_plugins()
+    if not _apply(raw, "workload", field, text):
+        raise UsageError(f"workload.{field}: nothing in this config has it")
+    return raw
+
+
 def _value(text: str) -> Any:
     parts = [yaml_file.parse(part, "--set") for part in text.split(",")]
     return parts[0] if len(parts) == 1 else parts

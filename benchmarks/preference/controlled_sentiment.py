@@ -279,6 +279,9 @@ class ControlledSentiment(PreferenceWorkload):
             "output_tokens": mean([float(len(ids)) for ids in last.completions]),
             "repetition_before": built["before_repetition"],
         }
+        risen = frontier.rise(built["oracle"], last.reward, self.samples)
+        if risen is not None:
+            quality.counts["reward_rise_in_deviations"] = risen
         if self.oracle >= self.samples:
             quality.counts["distinct_before"] = built["before_distinct"]
         for row in range(min(SHOWN, len(last.texts))):

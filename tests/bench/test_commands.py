@@ -9,7 +9,7 @@ import pytest
 from bench import api, commands
 from bench.errors import UsageError
 
-NAMED = f"command:{sys.executable} 'judge one.py' --strict"
+NAMED = f"command: {sys.executable} 'judge one.py' --of a,b"
 
 
 def test_what_the_user_named_is_a_list_of_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +20,7 @@ def test_what_the_user_named_is_a_list_of_arguments(monkeypatch: pytest.MonkeyPa
     with pytest.raises(UsageError, match="started only where the command line names it"):
         commands.arguments(NAMED)
     commands.give(NAMED)
-    assert commands.arguments(NAMED) == [sys.executable, "judge one.py", "--strict"]
+    assert commands.arguments(NAMED) == [sys.executable, "judge one.py", "--of", "a,b"]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_what_cannot_be_started_is_said(text: str, said: str, monkeypatch: pytes
 def test_a_config_cannot_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("BENCH_COMMAND", raising=False)
     with pytest.raises(UsageError, match="started only where the command line names it"):
-        api.prepare("preference_pairs", settings=[f"workload.judge={NAMED}"])
+        api.prepare("preference_pairs", settings=["workload.judge=command:true"])
     monkeypatch.setenv("BENCH_COMMAND", "")  # restored behind the test, as `give` sets it
     checked, _, _ = api.prepare("preference_pairs", judge=NAMED)
     assert checked.comparisons[0].workload.model_dump()["judge"] == NAMED
