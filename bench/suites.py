@@ -83,14 +83,14 @@ def _technique(name: str) -> Raw:
 
 
 def _joined(raw: Raw) -> Raw:
-    """Comparisons on the same workload become one: arms that stand twice once."""
+    """Comparisons on the same workload with the same baseline become one: arms that stand twice once."""
     joined: list[Any] = []
     for block in raw.get("comparisons") or []:
         same = [
             other
             for other in joined
             if isinstance(block, dict)
-            and all(other.get(key) == block.get(key) for key in ("workload", "model", "bursts"))
+            and all(other.get(key) == block.get(key) for key in ("workload", "model", "bursts", "baseline"))
         ]
         if same:
             same[0]["arms"] = [*same[0]["arms"], *(arm for arm in block["arms"] if arm not in same[0]["arms"])]
