@@ -143,6 +143,7 @@ class PreferenceWorkload(TrainingWorkload):
                 "chosen_nll_before": float((-before[:, 0] / lengths[:, 0]).mean()),
                 "steps": float(steps),
                 "epochs": steps * self.batch_size / len(built["train"]),
+                **{f"{name}_per_update": count / steps for name, count in course.counts.items()},
                 **length_statistics(lengths, margin),
             },
             gates=[

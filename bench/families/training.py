@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -172,6 +173,8 @@ class Course:
     """Before each step."""
     seconds: float
     """Of its steps, without what was looked at between them [s]."""
+    counts: Mapping[str, int]
+    """What the steps counted, all together."""
 
 
 class TrainingWorkload(Workload):
@@ -215,6 +218,7 @@ class TrainingWorkload(Workload):
         """
         device = str(next(prepared.model.parameters()).device)
         losses: list[float] = []
+        counts = Counter[str]()
         seconds = 0.0
         job = self.job(built, 0, self.steps, seed, device)
         with contextlib.closing(technique.steps(prepared, job)) as steps:
@@ -228,9 +232,10 @@ class TrainingWorkload(Workload):
                 if not math.isfinite(loss):
                     raise Diverged(len(losses), losses)
                 losses.append(loss)
+                counts.update(step.counts)
                 if watch is not None:
                     watch(len(losses), min(1.0, max(len(losses) / self.steps, seconds / limit)))
-        return Course(losses, seconds)
+        return Course(losses, seconds, counts)
 
 
 def order(count: int, batch_size: int, seed: int, first: int, steps: int) -> Iterator[list[int]]:

@@ -131,7 +131,7 @@ def _counted(rows: list[Row]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         for record in row.records if row.status in DRAWN else ():
-            for name, count in ((record["quality"] or {}).get("counts") or {}).items():
+            for name, count in grids.counts_of(record).items():
                 found.setdefault(name, {}).setdefault(row.arm, []).append(count)
     return [
         {

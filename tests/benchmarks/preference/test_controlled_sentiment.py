@@ -210,6 +210,10 @@ def test_who_writes_texts_of_its_own_trains_for_the_baselines_seconds(monkeypatc
     # looked at as often as the others, the last time at its end
     assert [step for step, _ in quality.curves["reward"]] == [0, 3, 5]
     assert len(quality.curves["loss"]) == 5
+    # four texts an update, under the old policy, the reference, and the policy once for each of two epochs
+    assert quality.counts["forward_texts_per_update"] == 4 * 4
+    assert 4 <= quality.counts["generated_tokens_per_update"] <= 4 * 12
+    assert (base.counts["forward_texts_per_update"], base.counts["generated_tokens_per_update"]) == (4, 0)
     ((told, remedy),) = quality.notes.items()
     assert told.startswith("training ended before its last step, as its seconds were spent")
     assert "workload.steps" in remedy
