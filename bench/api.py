@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    commands,
     embedded,
     experiment,
     hub_file,
@@ -91,7 +92,8 @@ def prepare(
         origin: names a config that is no file in error messages.
         model: the target of every comparison.
         data: a file of your own, or `hub:OWNER/NAME@REVISION/FILE`, for every workload that reads one.
-        judge: a model that says which of two answers is better, for every workload that asks one.
+        judge: a model that says which of two answers is better, or a program, as `command:python3 judge.py`, for every
+            workload that asks one.
         seed: the one seed to run.
         settings: KEY=VALUE as after `--set`; a list of values, `workload.items=8,16`, spans an axis.
         fields: any of `settings.Settings`: device, draft, max_time, quick, replicates ...; None is left as it is.
@@ -113,9 +115,11 @@ def prepare(
     if data is not None:
         if not hub_file.parse(data) and not Path(data).exists():
             raise UsageError(f"data {data}: no such file")
-        raw = suites.override(raw, [f"workload.path={data}"])
+        raw = suites.with_text(raw, "path", str(data))
     if judge is not None:
-        raw = suites.override(raw, [f"workload.judge={judge}"])
+        if judge.startswith(commands.PREFIX):
+            commands.give(judge)
+        raw = suites.with_text(raw, "judge", judge)
     checked = experiment.check(raw, origin)
     device = manifest.resolve_device(checked.settings.device)
     return checked, device, manifest.resolve_dtype(checked.settings.dtype, device)

@@ -55,7 +55,10 @@ def run(
     data: Annotated[
         Path | None, typer.Option(help="Your own data, for every workload that reads a file, or hub:OWNER/NAME/FILE.")
     ] = None,
-    judge: Annotated[str | None, typer.Option(help="Reward or language model that compares answers.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="What compares answers: a reward or language model, or 'command:PROGRAM'."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go [results/].")] = None,
     max_time: Annotated[str | None, typer.Option(help="Limit of the whole run: 90s, 20m, 2h.")] = None,
     settings: Sets = None,

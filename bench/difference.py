@@ -73,8 +73,9 @@ def _difference(name: str, left: list[Any], right: list[Any], bound: float) -> D
 
 
 def compared(quality: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a quality pass must come again: all of it but the gates' sentences, which repeat figures rounded."""
-    other = {key: value for key, value in quality.items() if key not in {"metrics", "curves", "half_widths", "gates"}}
+    """What of a quality pass must come again: all but its seconds and the gates' sentences, which repeat figures."""
+    apart = {"metrics", "curves", "half_widths", "gates", "train_seconds"}
+    other = {key: value for key, value in quality.items() if key not in apart}
     # a curve's columns have scales of their own
     curves, half_widths = (
         {

@@ -101,14 +101,20 @@ def stages(experiment: Experiment, device: str, dtype: str) -> Iterator[Stage]:
             return Stage(one.id, name, pieces, processes, start, estimate)
 
         yield stage("build", 1, 1, build)
-        yield stage("quality", arms * seeds, arms * seeds, _over_arms(one, scored).times(seeds))
+        yield stage("quality", arms * seeds, arms * seeds, _over_arms(one, scored, whole=True).times(seeds))
         yield stage("timing", rounds, arms * rounds, bursts, at_once=arms)
 
 
-def _over_arms(one: Comparison, work: Work) -> Work:
-    """A piece of work done by every arm of a comparison once, training as each of them does it."""
+def _over_arms(one: Comparison, work: Work, whole: bool = False) -> Work:
+    """A piece of work done by every arm of a comparison once, training as each of them does it.
+
+    Args:
+        whole: it is the whole training, which a workload may end early, and not a few steps of it.
+    """
     every = work.times(len(one.arms))
-    return replace(every, train=round(work.train * sum(arm.technique.train_work for arm in one.arms)))
+    techniques = [arm.technique for arm in one.arms]
+    shares = [one.workload.train_work(t, techniques[0]) if whole else t.train_work for t in techniques]
+    return replace(every, train=round(work.train * sum(shares)))
 
 
 def seconds(work: Work, parameters: int, dtype: str, speed: Speed) -> float:

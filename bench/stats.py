@@ -203,6 +203,11 @@ def half_width(spread: float, units: int, confidence: float = CONFIDENCE) -> flo
     return t_quantile(units - 1, confidence) * spread / math.sqrt(units)
 
 
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half the interval of the mean of some units' figures; None under two."""
+    return half_width(math.sqrt(variance(values)), len(values)) if len(values) > 1 else None
+
+
 def t_tail(mean: float, spread: float, units: int) -> float:
     """Two-sided p-value of a mean against zero."""
     if spread == 0:

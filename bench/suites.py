@@ -83,14 +83,14 @@ def _technique(name: str) -> Raw:
 
 
 def _joined(raw: Raw) -> Raw:
-    """Comparisons on the same workload become one: arms that stand twice once."""
+    """Comparisons on the same workload with the same baseline become one: arms that stand twice once."""
     joined: list[Any] = []
     for block in raw.get("comparisons") or []:
         same = [
             other
             for other in joined
             if isinstance(block, dict)
-            and all(other.get(key) == block.get(key) for key in ("workload", "model", "bursts"))
+            and all(other.get(key) == block.get(key) for key in ("workload", "model", "bursts", "baseline"))
         ]
         if same:
             same[0]["arms"] = [*same[0]["arms"], *(arm for arm in block["arms"] if arm not in same[0]["arms"])]
@@ -128,6 +128,19 @@ def override(raw: Raw, settings: Iterable[str]) -> Raw:
                     block.pop(field, None)  # what the command line says holds everywhere
         elif not _apply(raw, owner, field, value):
             raise UsageError(f"--set {key}: nothing in this config has it{_meant(key.strip(), _keys(raw))}")
+    return raw
+
+
+def with_text(raw: Raw, field: str, text: str) -> Raw:
+    """Set a field of every workload that has it to a text as it stands: a path or a program may hold any mark.
+
+    Raises:
+        UsageError: no workload has it.
+    """
+    raw = copy.deepcopy(raw)
+    registry.load_plugins()
+    if not _apply(raw, "workload", field, text):
+        raise UsageError(f"workload.{field}: nothing in this config has it")
     return raw
 
 

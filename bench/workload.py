@@ -58,6 +58,9 @@ class Quality:
     notes: dict[str, str] = field(default_factory=dict)
     """What the reader is to know of the items, as what was cut or left out, and what to do about it."""
 
+    train_seconds: float | None = None
+    """That the training's steps took, without what was scored between them; None where nothing was trained [s]."""
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -148,6 +151,10 @@ class Workload(BaseModel, ABC):
     @abstractmethod
     def work(self) -> tuple[Work, Work, Work]:
         """Sizes of `build`, of one burst and of the quality pass, for the plan."""
+
+    def train_work(self, technique: Technique, baseline: Technique) -> float:
+        """What the technique's training takes beside a full one of as many steps, for the plan."""
+        return technique.train_work
 
     def timed_work(self) -> Work:
         """Size of a burst behind the warm-up, where it is less than the first one's."""

@@ -246,12 +246,16 @@ def read(model: Any, ids: Tensor, cache: Cache, keep: int = 1, padding: Tensor |
     for layer in cache.layers:
         if isinstance(layer, EvictingLayer):
             layer.reading(ids)
+    kept: int | Tensor = keep
+    if keep and len(ids) > 1:
+        # an index, no slice: of several rows that is not contiguous, and the head would be copied for each of them
+        kept = torch.arange(ids.shape[1] - keep, ids.shape[1], device=ids.device)
     logits: Tensor = model(
         input_ids=ids,
         past_key_values=cache,
         position_ids=positions,
         attention_mask=mask,
         use_cache=True,
-        logits_to_keep=keep,
+        logits_to_keep=kept,
     ).logits
     return logits

@@ -133,7 +133,7 @@ class FinetuningWorkload(TrainingWorkload):
         bits = frozen(prepared)
         due = {round(self.steps * part / self.looks) for part in range(1, self.looks + 1)} - {0}
 
-        def watch(step: int) -> None:
+        def watch(step: int, share: float) -> None:
             nonlocal scored
             if step in due:
                 # training goes on as if nobody had looked
@@ -142,11 +142,11 @@ class FinetuningWorkload(TrainingWorkload):
                 prepared.model.train(technique.train_mode)
                 curve.append([float(step), mean(scored.nll)])
 
-        losses = self.train(technique, prepared, built, seed, watch)
+        course = self.train(technique, prepared, built, seed, watch)
         epochs = self.steps * self.batch_size / len(self.rows(built))
         quality = Quality(
             metrics={"nll": scored.nll, "next_token_accuracy": scored.hits},
-            curves={"loss": [[float(step), loss] for step, loss in enumerate(losses)], "heldout_nll": curve},
+            curves={"loss": [[float(step), loss] for step, loss in enumerate(course.losses)], "heldout_nll": curve},
             counts={
                 "nll_before": curve[0][1],
                 "trained_weights": float(sum(p.numel() for p in prepared.trainable)),
@@ -158,6 +158,7 @@ class FinetuningWorkload(TrainingWorkload):
             },
             gates=[*gates, *training_gates(bits, frozen(prepared), scored.nll)],
             notes={**built.get("notes", {}), **repeated_data.notes(epochs)},
+            train_seconds=course.seconds,
         )
         ends: list[Tensor] = []
         if other:

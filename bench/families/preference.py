@@ -97,6 +97,8 @@ class Preference(Training):
         "memory": "peak_memory",
     }
     train_mode: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    """Whether its steps write completions of their own: the pairs do not say when it has had enough."""
 
     @property
     def kl_bound(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
@@ -18,6 +19,12 @@ from bench.families.training import TrainedPrepared, TrainingWorkload, frozen, o
 from bench.models import Source
 from bench.technique import Prepared, Technique
 from bench.workload import Built, Gate, Quality, Work
+
+ENDED_EARLY = {
+    "training ended before its last step, as its seconds were spent: another machine ends it elsewhere": (
+        "the record has its `steps`; as many in workload.steps, without a time budget, repeat it"
+    )
+}
 
 
 class PreferenceWorkload(TrainingWorkload):
@@ -91,12 +98,14 @@ class PreferenceWorkload(TrainingWorkload):
         built: Built,
         seed: int,
         source: Source,
-        watch: Callable[[int], None] | None = None,
+        watch: Callable[[int, float], None] | None = None,
+        limit: float = math.inf,
     ) -> Quality:
         """Held-out pairs under the policy and the reference, after the whole training on the seed's order.
 
         Args:
-            watch: called after every step with the number of steps done.
+            watch: as `train` has it.
+            limit: of the training's steps [s].
 
         Raises:
             Diverged: a loss is not finite.
@@ -115,7 +124,8 @@ class PreferenceWorkload(TrainingWorkload):
             )
         before = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
         bits = frozen(prepared)
-        losses = self.train(technique, prepared, built, seed, watch)
+        course = self.train(technique, prepared, built, seed, watch, limit)
+        steps = len(course.losses)
         after = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
         gained = after - start
         margin: list[float] = (gained[:, 0] - gained[:, 1]).tolist()
@@ -128,17 +138,20 @@ class PreferenceWorkload(TrainingWorkload):
                 "rejected_gain": gained[:, 1].tolist(),
                 "chosen_nll": (-after[:, 0] / lengths[:, 0]).tolist(),
             },
-            curves={"loss": [[float(step), loss] for step, loss in enumerate(losses)]},
+            curves={"loss": [[float(step), loss] for step, loss in enumerate(course.losses)]},
             counts={
                 "chosen_nll_before": float((-before[:, 0] / lengths[:, 0]).mean()),
-                "steps": float(self.steps),
-                "epochs": self.steps * self.batch_size / len(built["train"]),
+                "steps": float(steps),
+                "epochs": steps * self.batch_size / len(built["train"]),
+                **{f"{name}_per_update": count / steps for name, count in course.counts.items()},
                 **length_statistics(lengths, margin),
             },
             gates=[
                 starts_at_reference(before, start, pairs, source.torch_dtype),
                 *training_gates(bits, frozen(prepared), after.flatten().tolist()),
             ],
+            notes=ENDED_EARLY if steps < self.steps else {},
+            train_seconds=course.seconds,
         )
 
 

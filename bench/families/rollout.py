@@ -61,7 +61,8 @@ def sample(
             position_ids=positions[:, seen:read],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            # an index, no slice, as in `completion_logits`
+            logits_to_keep=torch.tensor([new.shape[1] - 1], device=device),
         ).logits[:, -1]
         new = drawn_ids(permitted(logits, rollout.banned), generator)
         drawn.append(new)

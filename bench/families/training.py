@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import time
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -163,6 +165,18 @@ class Training(Technique):
         return loss.detach().clone()
 
 
+@dataclass(frozen=True)
+class Course:
+    """A training from its first step to its last."""
+
+    losses: list[float]
+    """Before each step."""
+    seconds: float
+    """Of its steps, without what was looked at between them [s]."""
+    counts: Mapping[str, int]
+    """What the steps counted, all together."""
+
+
 class TrainingWorkload(Workload):
     """Base of the two families' workloads: a burst is a few steps, a quality pass the whole training."""
 
@@ -189,28 +203,39 @@ class TrainingWorkload(Workload):
         prepared: TrainedPrepared,
         built: Built,
         seed: int,
-        watch: Callable[[int], None] | None = None,
-    ) -> list[float]:
-        """The whole training; the loss before each step.
+        watch: Callable[[int, float], None] | None = None,
+        limit: float = math.inf,
+    ) -> Course:
+        """The whole training.
 
         Args:
-            watch: called after every step with the number of steps done.
+            watch: called after every step with the number of steps done, and which share of the training they are: of
+                its steps or of its seconds, whichever is the larger one.
+            limit: it ends behind the step in which its steps have taken so long [s].
 
         Raises:
             Diverged: a loss is not finite; it carries the losses so far.
         """
         device = str(next(prepared.model.parameters()).device)
         losses: list[float] = []
+        counts = Counter[str]()
+        seconds = 0.0
         job = self.job(built, 0, self.steps, seed, device)
         with contextlib.closing(technique.steps(prepared, job)) as steps:
-            for number, step in enumerate(steps):
-                loss = float(step.outputs[0])
+            while seconds < limit:
+                begin = time.perf_counter()
+                step = next(steps, None)
+                if step is None:
+                    break
+                loss = float(step.outputs[0])  # waits for the device
+                seconds += time.perf_counter() - begin
                 if not math.isfinite(loss):
-                    raise Diverged(number, losses)
+                    raise Diverged(len(losses), losses)
                 losses.append(loss)
+                counts.update(step.counts)
                 if watch is not None:
-                    watch(number + 1)
-        return losses
+                    watch(len(losses), min(1.0, max(len(losses) / self.steps, seconds / limit)))
+        return Course(losses, seconds, counts)
 
 
 def order(count: int, batch_size: int, seed: int, first: int, steps: int) -> Iterator[list[int]]:

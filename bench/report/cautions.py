@@ -76,8 +76,9 @@ def _of_arm(row: Row) -> Iterator[tuple[str, str, str]]:
         yield label(row.status), STATUSES[row.status], row.reason
     for stamp in row.stamps:
         yield f"stamped {stamp}: not publishable", STAMPS.get(stamp, "run again without it"), ""
-    for record in row.records[:1]:
-        yield from ((what, remedy, "") for what, remedy in ((record["quality"] or {}).get("notes") or {}).items())
+    notes = [(record["quality"] or {}).get("notes") or {} for record in row.records]
+    # of all seeds: they share the items, but a training may end early under one of them
+    yield from ((what, remedy, "") for what, remedy in {w: r for one in notes for w, r in one.items()}.items())
     repeated = sum(not burst["used"] for part in row.record["rounds"] for burst in part["bursts"])
     if repeated:
         what = "disturbed bursts were repeated and not counted"

@@ -2,54 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from bench import stats
 from bench.metrics import GLOSSARY, Metric
 from bench.outcome import Row
-from bench.report import grids, table
+from bench.report import curves, grids, table
+from bench.report.drawing import DRAWN, Drawing, subject
 from bench.report.overview import label
 from bench.technique import Axis
-
-DRAWN = frozenset({"ok", "ungated"})
-MOST_POINTS = 400
-"""A longer curve is thinned to about so many."""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """One figure, before it is drawn."""
-
-    name: str
-    """Unique in a report."""
-    kind: Literal["scatter", "stack", "curve"]
-    title: str
-    subject: str
-    """Comparison, model, its size, device."""
-    x: str
-    y: str
-    lines: tuple[Mapping[str, Any], ...]
-    """Its numbers, as its CSV holds them."""
-    words: str
-    """What it shows, for who cannot see it."""
-    note: str = ""
-    """How to read it."""
-    missing: str = ""
-    """Why it is not drawn."""
-    left_out: tuple[str, ...] = ()
-    """Arms that are not in it, and why."""
-    arms: Mapping[str, str] = field(default_factory=dict)
-    """Curve -> the arm that it is a seed of: its seeds look alike, and stand in the legend once."""
-
-    @property
-    def columns(self) -> list[str]:
-        return list(self.lines[0]) if self.lines else []
-
-    @property
-    def csv(self) -> str:
-        return table.as_csv(self.lines, self.columns)
 
 
 def of(comparison: str, rows: list[Row]) -> list[Drawing]:
@@ -58,7 +20,7 @@ def of(comparison: str, rows: list[Row]) -> list[Drawing]:
         _scatter(comparison, rows, "memory"),
         _scatter(comparison, rows, "latency"),
         _stack(comparison, rows),
-        *_curves(comparison, rows),
+        *curves.of(comparison, rows),
     ]
 
 
@@ -89,7 +51,7 @@ def _scatter(comparison: str, rows: list[Row], axis: Axis) -> Drawing:
         f"{comparison}.quality-{axis}",
         "scatter",
         f"Quality against {axis}",
-        _subject(comparison, rows),
+        subject(comparison, rows),
         _axis_title(across, baseline),
         _axis_title(up, baseline),
         lines,
@@ -159,7 +121,7 @@ def _stack(comparison: str, rows: list[Row]) -> Drawing:
         f"{comparison}.memory",
         "stack",
         "What the peak of memory is made of",
-        _subject(comparison, rows),
+        subject(comparison, rows),
         "bytes at the peak, lower is better",
         "",
         tuple(lines),
@@ -168,98 +130,3 @@ def _stack(comparison: str, rows: list[Row]) -> Drawing:
         "" if lines else "no arm's memory was measured",
         tuple(left_out),
     )
-
-
-def _curves(comparison: str, rows: list[Row]) -> Iterator[Drawing]:
-    """One figure per curve that any record has; a failed training run's losses until it failed.
-
-    A curve called `reward_over_tokens` says what lies along its horizontal axis; else that is the step. One called
-    `reward_over_tokens: best of n` is drawn into the same figure as a line of that name, which is no arm's. Where the
-    half widths of a point's intervals are known, the bounds stand beside it.
-    """
-    found: dict[str, dict[str, list[Any]]] = {}
-    widths: dict[tuple[str, str], list[Any]] = {}
-    seeds: dict[str, str] = {}
-    for row in rows:
-        if row.status == "invalid":
-            continue
-        for record in row.records:
-            quality = record["quality"] or {}
-            curves = dict(quality.get("curves") or {})
-            half_widths = dict(quality.get("half_widths") or {})
-            _along_seconds(row, curves, half_widths)
-            if record.get("curve"):
-                curves.setdefault("loss", record["curve"])
-            name = f"{row.arm} (seed {record['seed']})" if len(row.records) > 1 else row.arm
-            seeds[name] = row.arm
-            for curve, points in curves.items():
-                figure, _, line = curve.partition(": ")
-                widths[figure, line or name] = half_widths.get(curve) or []
-                if points:
-                    found.setdefault(figure, {}).setdefault(line or name, points)
-    invalid = tuple(f"{row.arm}: {label(row.status)}" for row in rows if row.status == "invalid")
-    for curve, several in found.items():
-        # lines of no arm last: an arm looks the same in all figures
-        arms = dict(sorted(several.items(), key=lambda one: one[0] not in seeds))
-        y, _, x = curve.partition("_over_")
-        x = x or "step"
-        step = -(-max(map(len, arms.values())) // MOST_POINTS)
-        lines = [
-            {"arm": arm, x: point[0], y: point[1]} for arm, points in arms.items() for point in _thinned(points, step)
-        ]
-        known = [
-            width
-            for arm, points in arms.items()
-            for width in _thinned(widths[curve, arm] or [[None, None]] * len(points), step)
-        ]
-        notes = [f"One point in {step} is drawn; the records hold all."] if step > 1 else []
-        for place, name in enumerate((x, y)):
-            halves = [width[place] for width in known]
-            if any(half is not None for half in halves):
-                lines = [line | _bounds(line, name, half) for line, half in zip(lines, halves, strict=True)]
-        if len(lines[0]) > len(("arm", x, y)):
-            notes.append("Bars are 95 % intervals over the items, each of one trained model.")
-        words = "; ".join(
-            f"{arm}: from {_short(points[0][1])} to {_short(points[-1][1])}" for arm, points in arms.items()
-        )
-        yield Drawing(
-            f"{comparison}.{curve}",
-            "curve",
-            f"{y.replace('_', ' ').capitalize()} by {x.replace('_', ' ')}",
-            _subject(comparison, rows),
-            x,
-            y,
-            tuple(lines),
-            f"{words}.",
-            " ".join(notes),
-            left_out=invalid,
-            arms={name: seeds.get(name, name) for name in arms},
-        )
-
-
-def _along_seconds(row: Row, curves: dict[str, Any], half_widths: dict[str, Any]) -> None:
-    """Add `reward_over_seconds`, of a step's measured time: arms whose steps cost unlike are read at one cost."""
-    step = row.estimates.get("time_per_step")
-    if "reward" in curves and step and row.status in DRAWN:
-        curves["reward_over_seconds"] = [[at * step.value, reward] for at, reward in curves["reward"]]
-        if "reward" in half_widths:
-            half_widths["reward_over_seconds"] = half_widths["reward"]
-
-
-def _thinned(points: list[Any], step: int) -> list[Any]:
-    return [*points[:-1:step], points[-1]]
-
-
-def _bounds(line: Mapping[str, Any], name: str, half: float | None) -> dict[str, float | None]:
-    """Of one coordinate of a point; None where its half width is not known."""
-    if half is None or line[name] is None:
-        return {f"{name}_low": None, f"{name}_high": None}
-    return {f"{name}_low": line[name] - half, f"{name}_high": line[name] + half}
-
-
-def _subject(comparison: str, rows: list[Row]) -> str:
-    return f"{comparison}: {table.subject(rows)}"
-
-
-def _short(number: float | None) -> str:
-    return "not finite" if number is None else f"{number:.3g}"

@@ -119,7 +119,7 @@ def _counted(rows: Sequence[Row]) -> Grid:
     for row in rows:
         of_row: dict[str, list[float]] = {}
         for record in row.records:
-            for name, count in ((record["quality"] or {}).get("counts") or {}).items():
+            for name, count in counts_of(record).items():
                 if count is not None and not name.startswith(("tried_", "accepted_")):  # told by place
                     of_row.setdefault(name, []).append(count)
         if of_row and row.status != "invalid":
@@ -130,6 +130,13 @@ def _counted(rows: Sequence[Row]) -> Grid:
         for row, of_row in found
     ]
     return Grid("Counted in the quality pass, mean over the seeds", ("arm", *names), lines)
+
+
+def counts_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a quality pass counted beside its metrics, and the seconds that its training took [s]."""
+    quality = record["quality"] or {}
+    seconds = quality.get("train_seconds")
+    return {**(quality.get("counts") or {}), **({} if seconds is None else {"train_seconds": seconds})}
 
 
 def middle_memory(row: Row) -> Mapping[str, Any] | None:

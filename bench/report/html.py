@@ -12,7 +12,7 @@ from bench import stats
 from bench.metrics import GLOSSARY
 from bench.outcome import AXES, Row
 from bench.report import calibration, cautions, figures, grids, overview, plots, scaling, table
-from bench.report.figures import Drawing
+from bench.report.drawing import DRAWN, Drawing
 from bench.verdict import Verdict
 
 SYMBOLS = {
@@ -130,8 +130,8 @@ def _counted(rows: list[Row]) -> list[dict[str, Any]]:
     """What the quality pass counted beside its metrics -> of every arm, the mean over its seeds that have it."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
-        for record in row.records if row.status in figures.DRAWN else ():
-            for name, count in ((record["quality"] or {}).get("counts") or {}).items():
+        for record in row.records if row.status in DRAWN else ():
+            for name, count in grids.counts_of(record).items():
                 found.setdefault(name, {}).setdefault(row.arm, []).append(count)
     return [
         {

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from bench.metrics import GLOSSARY
-from bench.report.figures import Drawing
+from bench.report.drawing import Drawing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,28 +190,47 @@ def _curve(axes: Axes, drawing: Drawing) -> list[Any]:
     for curve, arm in drawing.arms.items():
         points = [line for line in drawing.lines if line["arm"] == curve and line[up] is not None]
         number = places[arm]
+        colour = SERIES[number % len(SERIES)]
+        one_seed = curve != arm and arm in drawing.arms  # beside the mean of all
         (mark,) = axes.plot(
             [point[across] for point in points],
             [point[up] for point in points],
             linestyle=DASHES[number % len(DASHES)],
-            marker=MARKERS[(number + number // len(SERIES)) % len(MARKERS)],
+            marker="" if one_seed else MARKERS[(number + number // len(SERIES)) % len(MARKERS)],
             markevery=max(1, len(points) // 8),
             markersize=5,
-            color=SERIES[number % len(SERIES)],
-            linewidth=1.4,
+            color=colour,
+            linewidth=0.5 if one_seed else 1.4,
         )
         marks.setdefault(arm, mark)
-        for point in points if len(drawing.columns) > 3 else ():
+    limits = [_limits(drawing.lines, name) for name in (across, up)]
+    for line in drawing.lines if len(drawing.columns) > 3 else ():
+        if line[up] is not None and line["arm"] in drawing.arms:
             axes.errorbar(
-                point[across],
-                point[up],
-                xerr=_arms(point, across),
-                yerr=_arms(point, up),
-                color=SERIES[number % len(SERIES)],
+                line[across],
+                line[up],
+                xerr=_arms(line, across),
+                yerr=_arms(line, up),
+                color=SERIES[places[drawing.arms[str(line["arm"])]] % len(SERIES)],
                 elinewidth=0.6,
             )
+    if len(drawing.columns) > 3:
+        axes.set_xlim(limits[0])
+        axes.set_ylim(limits[1])
     axes.set_xlabel(drawing.x)
     return list(marks.values())
+
+
+def _limits(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[float, float]:
+    """Ends of an axis: all points, and of their bars as much as leaves the points half of the figure."""
+    values = [line[name] for line in lines if line[name] is not None]
+    lows = [line[f"{name}_low"] for line in lines if line.get(f"{name}_low") is not None]
+    highs = [line[f"{name}_high"] for line in lines if line.get(f"{name}_high") is not None]
+    low, high = min(values), max(values)
+    room = (high - low) / 2 or abs(high) or 1.0
+    low, high = max(min([*lows, low]), low - room), min(max([*highs, high]), high + room)
+    edge = 0.05 * (high - low) or 0.05 * room
+    return low - edge, high + edge
 
 
 def _wrapped(title: str) -> str:

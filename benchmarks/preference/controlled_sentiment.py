@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -10,17 +11,18 @@ import torch
 from pydantic import Field
 
 from bench import text_file
-from bench.errors import UsageError
+from bench.errors import Unsupported, UsageError
 from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
 from bench.families.rollout import Rollout, distinct, repetition, sample, scored
 from bench.families.training import TrainedPrepared, frozen, training_gates
 from bench.models import Source, Sources
 from bench.registry import register
+from bench.stats import half_interval
 from bench.technique import Axis, Prepared, Technique
 from bench.workload import Built, Quality, Work
 from benchmarks.preference.core import frontier, rewards
-from benchmarks.preference.core.looks import Look, drawn, half_interval, look, mean, written
+from benchmarks.preference.core.looks import Look, drawn, look, mean, written
 from benchmarks.preference.core.sampled_pairs import sampled_pairs
 
 OPENINGS = Path(__file__).with_suffix(".txt")
@@ -78,6 +80,9 @@ class ControlledSentiment(PreferenceWorkload):
     """How often the policy is looked at, evenly over the training, the last time at its end."""
     kl_budget: float = Field(default=2.0, gt=0)
     """The KL divergence at which arms are compared [nat]."""
+    time_budget: float = Field(default=0.0, ge=0)
+    """An arm that writes texts of its own (ppo) ends its training when it has taken so many times the seconds that the
+    baseline's took under the same seed; 0: after as many steps as the others. Where it ends depends on the machine."""
     reward: rewards.Name = "vader"
     """`vader`: sentiment, -1 to 1; `letters`: share of characters that are letters."""
     path: str = ""
@@ -103,6 +108,26 @@ class ControlledSentiment(PreferenceWorkload):
         looked = Work(decode=self.completion * self.samples, prefill=self.fresh * self.samples * self.pair_tokens)
         sampled = Work(decode=self.completion * -(-drawn // 64))
         return reference + sampled, burst, quality + looked.times(self.checkpoints)
+
+    def train_work(self, technique: Technique, baseline: Technique) -> float:
+        if self.time_budget and isinstance(technique, Preference) and technique.writes:
+            return min(technique.train_work, self.time_budget * baseline.train_work)
+        return technique.train_work
+
+    def _limit(self, technique: Preference, reference: Quality | None) -> float:
+        """How long an arm may train [s].
+
+        Raises:
+            Unsupported: the baseline was not trained, and the budget is counted in its seconds.
+        """
+        if not self.time_budget or not technique.writes:
+            return math.inf
+        if reference is None or reference.train_seconds is None:
+            raise Unsupported(
+                f"time_budget={self.time_budget:g} is in seconds of the baseline's training, and there is none: "
+                f"take a baseline that trains, or set workload.time_budget=0"
+            )
+        return self.time_budget * reference.train_seconds
 
     def _openings(self) -> tuple[list[str], list[str]]:
         """Those to train on, and the fresh ones.
@@ -184,10 +209,14 @@ class ControlledSentiment(PreferenceWorkload):
         assert isinstance(prepared, TrainedPrepared)
         start = source.model() if technique.trains else None
         looks = [Look(0, [mean(own) for own in built["oracle"]], [0.0] * len(built["oracle"]))]
-        due = {round(self.steps * part / self.checkpoints) for part in range(1, self.checkpoints + 1)} | {self.steps}
+        limit = self._limit(technique, reference)
+        seen = 0
 
-        def watch(step: int) -> None:
-            if step in due or not looks:
+        def watch(step: int, share: float) -> None:
+            nonlocal seen
+            reached = int(share * self.checkpoints + 1e-9)  # 1e-9: a third three times is a whole
+            if reached > seen or not looks:
+                seen = reached
                 rollout = self.rollout(built, source.device)
                 looks.append(
                     look(technique, prepared, start, built["fresh"], self.samples, rollout, source, seed, step)
@@ -195,12 +224,12 @@ class ControlledSentiment(PreferenceWorkload):
 
         if technique.own_reference:
             looks.clear()
-            watch(0)  # its start writes other texts than the untrained model
+            watch(0, 0.0)  # its start writes other texts than the untrained model
         if technique.trains:
-            quality = self.trained(technique, prepared, built, seed, source, watch)
+            quality = self.trained(technique, prepared, built, seed, source, watch, limit)
         else:
             bits = frozen(prepared)
-            watch(self.steps)
+            watch(self.steps, 1.0)
             quality = Quality(gates=training_gates(bits, frozen(prepared), looks[-1].rewards))
         return self._with_frontier(quality, looks, technique, built, source, reference)
 
@@ -250,6 +279,9 @@ class ControlledSentiment(PreferenceWorkload):
             "output_tokens": mean([float(len(ids)) for ids in last.completions]),
             "repetition_before": built["before_repetition"],
         }
+        risen = frontier.rise(built["oracle"], last.reward, self.samples)
+        if risen is not None:
+            quality.counts["reward_rise_in_deviations"] = risen
         if self.oracle >= self.samples:
             quality.counts["distinct_before"] = built["before_distinct"]
         for row in range(min(SHOWN, len(last.texts))):

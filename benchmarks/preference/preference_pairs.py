@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from bench import conversation
+from bench import commands, conversation
 from bench.errors import Unsupported, UsageError
 from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
@@ -61,7 +61,10 @@ class PreferencePairs(PreferenceWorkload):
     """Leave out lines whose answers are empty or the same, and say how many, instead of refusing the file."""
     judge: str = ""
     """A reward model (one label, as transformers' sequence classification) or a language model, by hub id or folder:
-    it compares what the policy and the baseline answer to the held-out prompts; empty: nothing is answered."""
+    it compares what the policy and the baseline answer to the held-out prompts; or a program, as `command:python3
+    judge.py`, that is started only where the command line names it; empty: nothing is answered."""
+    judge_seconds: float = Field(default=120.0, gt=0)
+    """That a judge which is a program may take for all answers of an arm [s]."""
     answer: int = Field(default=64, ge=1, le=8192)
     """Length of such an answer at most [tokens]."""
     path: str = ""
@@ -69,7 +72,9 @@ class PreferencePairs(PreferenceWorkload):
 
     def check(self) -> None:
         self._file()
-        if self.judge:
+        if self.judge.startswith(commands.PREFIX):
+            commands.arguments(self.judge)
+        elif self.judge:
             kind_of(self.judge)
 
     def _file(self) -> PairFile:
@@ -110,11 +115,18 @@ class PreferencePairs(PreferenceWorkload):
             "reference": self.reference_logprobs(model, heldout, source.device),
             "notes": cuts.notes(self),
         }
+        if self.judge.startswith(commands.PREFIX):
+            self._ask_once(source, heldout[0])
         if self.judge:
             built["drawn"] = drawn(source)
             generator = torch.Generator(source.device).manual_seed(seed)
             built["before"] = sample(model, prompts_of(heldout), self._sampling(built, source.device), generator)
         return built
+
+    def _ask_once(self, source: Source, pair: Pair) -> None:
+        """What is wrong with a program is to show before anything is trained."""
+        prompt, chosen, rejected = (written(source, pair[part]) for part in ("prompt", "chosen", "rejected"))
+        judges.named(self.judge, source, self.judge_seconds)[0]([(prompt, chosen, rejected)])
 
     def _pairs(self, source: Source, texts: Sequence[TextPair], cuts: Cuts) -> Iterator[Pair]:
         """Texts as ids, cut to the limits; none where two answers are the same as far as they are kept."""
@@ -165,7 +177,7 @@ class PreferencePairs(PreferenceWorkload):
         texts, start = ([written(source, ids) for ids in answers] for answers in (own, before))
         if others is not None:
             other = [written(source, ids) for ids in others]
-            judge, quality.notes["judge"] = judges.named(self.judge, source)
+            judge, quality.notes["judge"] = judges.named(self.judge, source, self.judge_seconds)
             quality.metrics["win_rate"] = judges.wins(judge, prompts, texts, other)
         quality.metrics["repetition"] = [repetition(ids) for ids in own]
         quality.counts["output_tokens"] = mean([float(len(ids)) for ids in own])

@@ -56,6 +56,7 @@ class Ppo(PolicyTechnique):
     one network with two heads is trained, as for language models since Ziegler et al. 2019.
     """
 
+    writes: ClassVar[bool] = True
     source: ClassVar[str] = "Schulman et al. 2017, PPO, eq. 7; Ziegler et al. 2019 (KL divergence, adaptive weight)"
 
     learning_rate: float = Field(default=3e-4, gt=0)

@@ -221,6 +221,7 @@ QUALITY: dict[str, Any] = {
         ({"counts": {"steps": 2.001}}, WITHIN, "counts.steps", 0.001 / 2.001),
         ({"gates": [{"name": "finite", "passed": False, "detail": "0.1"}]}, DIFFERENT, "gates.finite", None),
         ({"gates": [{"name": "finite", "passed": True, "detail": "0.2"}]}, EQUAL, "", 0.0),
+        ({"train_seconds": 3.0}, EQUAL, "", 0.0),  # no two trainings take the same
         # ids count more than figures, whichever comes first
         ({"metrics": {"nll": [9.0, 0.0]}, "outputs": [[1, 2], [4]]}, DIFFERENT, "outputs", None),
         # of figures the worst counts

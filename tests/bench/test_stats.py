@@ -115,3 +115,9 @@ def test_one_is_singular() -> None:
         "0 items",
         "2 rounds",
     )
+
+
+def test_half_an_interval_needs_two_units() -> None:
+    assert stats.half_interval([0.3]) is None
+    # t with 1 degree of freedom
+    assert stats.half_interval([0.0, 1.0]) == pytest.approx(12.7062 * math.sqrt(0.5) / math.sqrt(2), rel=1e-5)

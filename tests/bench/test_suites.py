@@ -114,8 +114,8 @@ def test_a_hub_models_work_is_unknown_not_zero() -> None:
     assert all(stage.work is None for stage in stages)
 
 
-@pytest.mark.parametrize(("name", "minutes"), [("sentiment", 60), ("sentiment_small", 15)])
-def test_controlled_sentiment_keeps_its_limits(name: str, minutes: int) -> None:
+@pytest.mark.parametrize(("name", "minutes"), [("sentiment", 50), ("sentiment_small", 8), ("dpo_peer", 12)])
+def test_preference_configs_keep_their_limits(name: str, minutes: int) -> None:
     checked = experiment.check(suites.find([name])[0], name)
     assert plan.total(checked, "cpu", "bfloat16") <= minutes * 60
 
@@ -130,6 +130,23 @@ def test_a_plan_counts_what_training_costs_each_arm() -> None:
     known, live = (quality({"technique": "dpo", "reference": way}) for way in ("precomputed", "adapters_off"))
     assert live > known  # a forward pass more in every step
     assert quality({"technique": "dpo", "reference": "copy", "policy": "full"}) > live  # gradients of all weights
+
+
+def test_comparisons_with_baselines_of_their_own_stay_apart() -> None:
+    peers = suites.find(["dpo_peer"])[0]["comparisons"]
+    assert [one["baseline"] for one in peers] == ["trl_dpo", "trl_precomputed"]
+    assert [len(one["arms"]) for one in peers] == [2, 2]
+
+
+def test_a_plan_ends_a_training_where_its_time_budget_does() -> None:
+    def planned(budget: float) -> list[float | None]:
+        workload = {"name": "controlled_sentiment", "time_budget": budget}
+        raw = {"name": "x", "comparisons": [{"workload": workload, "arms": ["sft_on_chosen", "ppo"]}]}
+        return [stage.work for stage in plan.stages(experiment.check(raw, "x"), "cpu", "bfloat16")]
+
+    (build, short, timing), (same_build, whole, same_timing) = planned(1.8), planned(0.0)
+    assert short < whole  # type: ignore[operator]
+    assert (build, timing) == (same_build, same_timing)  # a timed step is as long as ever
 
 
 def test_a_context_that_is_read_once_is_planned_so() -> None:

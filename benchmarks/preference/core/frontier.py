@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from bench import stats
+
 Table = Sequence[Sequence[float]]
 """Rewards of the reference's own completions: per prompt, of each of them."""
 Point = list[float]
@@ -74,6 +76,17 @@ def at_budget(divergences: Sequence[float], rewards: Sequence[Sequence[float]], 
             share = min(max((budget - before) / (after - before), 0.0), 1.0) if after > before else 1.0
             return [low + share * (high - low) for low, high in zip(rewards[place - 1], rewards[place], strict=True)]
     return list(rewards[-1])
+
+
+def rise(table: Table, reward: float, samples: int) -> float | None:
+    """How far a reward lies above the reference's, in standard deviations of the reference's own.
+
+    Such a deviation is that of the mean over `samples` of the reference's completions of every prompt: how much a look
+    at the reference itself would vary. None where the reference's rewards do not.
+    """
+    variances = [stats.variance(own) for own in table]
+    deviation = math.sqrt(_mean(variances) / (samples * len(table)))
+    return (reward - _mean([_mean(own) for own in table])) / deviation if deviation else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Judges: networks that the user names to say which of two answers to a prompt is the better one."""
+"""Judges: networks or programs that the user names to say which of two answers to a prompt is the better one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import Any
 
 import torch
 
+from bench import commands
 from bench.errors import UsageError
 from bench.models import Source
+from benchmarks.preference.core.judge_program import Program
 
-Judge = Callable[[str, str, str], float]
-"""Prompt, one answer, another -> how much better the first one is, above 0 where it is better at all."""
+Question = tuple[str, str, str]
+"""Prompt, one answer, another."""
+Judge = Callable[[Sequence[Question]], list[float]]
+"""Of each question how much better the first answer is, above 0 where it is better at all."""
 
 QUESTION = (
     "Two answers to one prompt.\n\nPrompt: {prompt}\n\nAnswer A: {first}\n\nAnswer B: {second}\n\n"
@@ -20,18 +24,24 @@ QUESTION = (
 LETTERS = (" A", " B")
 
 
-def named(name: str, judged: Source) -> tuple[Judge, str]:
-    """The judge of a name: a reward model where its configuration says so, else a language model that is asked.
+def named(name: str, judged: Source, seconds: float) -> tuple[Judge, str]:
+    """The judge of a name: a program, a reward model where its configuration says so, else a language model.
 
     Weights are read from safetensors alone, in the judged model's dtype and on its device; no code comes with them.
+
+    Args:
+        seconds: that a program may take for all questions [s].
 
     Returns:
         The judge, and its name with the hash of its weights.
 
     Raises:
-        UsageError: no model can have this name, or it is neither of the two.
+        UsageError: no model can have this name, it is neither of the two, or the user named no such program.
         ModelError: it cannot be read.
     """
+    if name.startswith(commands.PREFIX):
+        program = Program(commands.arguments(name), seconds)
+        return program, f"{name}, {program.version}"
     source = Source(name, role="judge", dtype=judged.dtype, device=judged.device)
     kinds = source.config.architectures or []
     scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
@@ -58,7 +68,7 @@ def reward_model(source: Source) -> Judge:
         ids = source.tokenizer(prompt + answer, return_tensors="pt")["input_ids"].to(source.device)
         return float(network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0])
 
-    return lambda prompt, first, second: score(prompt, first) - score(prompt, second)
+    return lambda questions: [score(prompt, first) - score(prompt, second) for prompt, first, second in questions]
 
 
 def language_model(source: Source) -> Judge:
@@ -80,10 +90,12 @@ def language_model(source: Source) -> Judge:
         logits = network(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
         return float(logits[kept[0]] - logits[kept[1]])
 
-    return lambda prompt, first, second: (odds(prompt, first, second) - odds(prompt, second, first)) / 2
+    return lambda questions: [
+        (odds(prompt, first, second) - odds(prompt, second, first)) / 2 for prompt, first, second in questions
+    ]
 
 
 def wins(judge: Judge, prompts: Sequence[str], answers: Sequence[str], others: Sequence[str]) -> list[float]:
     """Of each prompt 1 where the answer is judged better than the other one, 0 where worse, 1/2 where alike."""
-    margins = [judge(*texts) for texts in zip(prompts, answers, others, strict=True)]
+    margins = judge(list(zip(prompts, answers, others, strict=True)))
     return [0.5 + 0.5 * ((margin > 0) - (margin < 0)) for margin in margins]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -11,7 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from bench import stats
 from bench.errors import Unsupported
 from bench.families.completions import completion_logits
 from bench.families.preference import Preference
@@ -100,11 +98,6 @@ def written(source: Source, ids: Sequence[int]) -> str:
 
 def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half the 95 % interval of the mean over prompts (Student's t); None under two."""
-    return stats.half_width(math.sqrt(stats.variance(values)), len(values)) if len(values) > 1 else None
 
 
 def drawn(source: Source) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench.errors import BenchError, Unsupported
+from bench.families import cache as kv
 from bench.families import rollout as rollouts
 from bench.families.completions import completion_logits
 from bench.families.rollout import Rollout, distinct, divergence, drawn_ids, permitted, repetition, sample, scored
@@ -94,6 +95,20 @@ def test_ids_are_drawn_by_their_probability_and_banned_ones_never():
     found = drawn.flatten().bincount(minlength=6) / 40_000
     assert found.tolist() == pytest.approx(law, abs=0.012)  # five standard errors
     assert [float(found[place]) for place in (0, 2, 5)] == [0.0] * 3
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_head_reads_whole_rows_and_is_not_copied_for_each(keep: int):
+    # of a slice of several rows torch makes as many copies of the head's weight
+    model: Any = Source("tiny:llama").model()
+    ids = torch.randint(256, (3, 5), generator=torch.Generator().manual_seed(0))
+    read: list[torch.Tensor] = []
+    model.get_output_embeddings().register_forward_pre_hook(lambda head, inputs: read.append(inputs[0]))
+    sample(model, ids.tolist(), Rollout(2, None, torch.tensor([5]), len), torch.Generator().manual_seed(0))
+    logits = kv.read(model, ids, kv.preallocated(model.config, 5), keep)
+    assert [tensor.is_contiguous() for tensor in read] == [True] * 3
+    assert [tensor.shape[1] for tensor in read] == [1, 1, keep]
+    torch.testing.assert_close(logits, model(ids).logits[:, -keep:], atol=1e-5, rtol=1e-5)
 
 
 def test_what_does_not_fit_the_context_is_said():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import Diverged
+from bench.families import training
 from bench.families.training import (
     TrainedPrepared,
     Training,
@@ -238,10 +240,48 @@ def test_closed_holds_neither_gradients_nor_moments():
 
 def test_training_runs_all_steps_in_order():
     technique = Regression()
-    losses = Questions(steps=5).train(technique, technique.prepare(), {}, 0)
+    losses = Questions(steps=5).train(technique, technique.prepare(), {}, 0).losses
     again = technique.prepare()
     job = TrainingJob(batches=tuple(Batch(number) for number in range(5)))
     assert losses == [float(step.outputs[0]) for step in technique.steps(again, job)]
+
+
+class Slow(Regression):
+    """Every step takes a second of a clock that nothing else moves."""
+
+    clock: Any
+
+    def loss(self, prepared: TrainedPrepared, batch: Any) -> Tensor:
+        self.clock.now += 1.0
+        return super().loss(prepared, batch)
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(("limit", "steps"), [(math.inf, 6), (2.5, 3), (2.0, 2), (100.0, 6)])
+def test_a_training_ends_behind_the_step_that_spends_its_seconds(
+    limit: float, steps: int, monkeypatch: pytest.MonkeyPatch
+):
+    clock = Clock()
+    monkeypatch.setattr(training, "time", clock)
+    technique, seen = Slow(clock=clock), []
+
+    def watch(done: int, share: float) -> None:
+        clock.now += 50.0  # looking is no training
+        seen.append((done, share))
+
+    course = Questions(steps=6).train(technique, technique.prepare(), {}, 0, watch, limit)
+    assert len(course.losses) == steps
+    assert course.seconds == steps
+    assert seen == [(done, min(1.0, max(done / 6, done / limit))) for done in range(1, steps + 1)]
+    assert seen[-1][1] == 1.0
+    whole = Questions(steps=6).train(Regression(), Regression().prepare(), {}, 0).losses
+    assert course.losses == whole[:steps]
 
 
 def test_divergence_names_the_step_and_keeps_the_losses():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from bench import outcome
-from bench.report import figures, plots
+from bench.report import figures
 
 
 def drawings(records: list[dict[str, Any]]) -> dict[str, figures.Drawing]:
@@ -65,97 +64,6 @@ def test_a_record_without_parts_shows_its_components(make: Callable[..., dict[st
         }
     lines = drawings([record])["decoding.chat.memory"].lines
     assert {line["component"]: line["bytes"] for line in lines} == {"runtime": 50, "weights": 40, "not explained": 10}
-
-
-def test_curves_are_those_of_every_seed_and_of_failed_runs(records: list[dict[str, Any]]) -> None:
-    found = drawings(records)["finetuning.text.loss"]
-    assert list(dict.fromkeys(line["arm"] for line in found.lines)) == [
-        "base (seed 0)",
-        "base (seed 1)",
-        "adapters (seed 0)",
-        "adapters (seed 1)",
-        "diverged",
-    ]
-    assert "diverged: from 3 to 9" in found.words
-
-
-def test_a_long_curve_is_thinned_and_says_so(make: Callable[..., dict[str, Any]]) -> None:
-    record = make("base")
-    record["quality"]["curves"] = {"reward_over_tokens": [[float(n), float(n)] for n in range(10_000)]}
-    found = drawings([record])["decoding.chat.reward_over_tokens"]
-    assert (found.x, found.y, found.title) == ("tokens", "reward", "Reward by tokens")
-    assert len(found.lines) == 401
-    assert found.lines[-1] == {"arm": "base", "tokens": 9999.0, "reward": 9999.0}
-    assert found.note == "One point in 25 is drawn; the records hold all."
-
-
-def test_a_line_that_is_no_arms_is_drawn_beside_them(make: Callable[..., dict[str, Any]]) -> None:
-    base, other = make("base"), make("other")
-    base["quality"]["curves"] = {
-        "reward_over_kl": [[0.0, 0.1], [2.0, 0.3]],
-        "reward_over_kl: best of n": [[0.0, 0.1], [0.2, 0.4]],
-    }
-    other["quality"]["curves"] = {"reward_over_kl": [[0.0, 0.1], [3.0, 0.6]]}
-    found = drawings([base, other])["decoding.chat.reward_over_kl"]
-    assert list(dict.fromkeys(line["arm"] for line in found.lines)) == ["base", "other", "best of n"]
-    assert (found.x, found.y) == ("kl", "reward")
-    assert {"arm": "best of n", "kl": 0.2, "reward": 0.4} in found.lines
-
-
-def test_intervals_of_a_curve_stand_beside_its_points(make: Callable[..., dict[str, Any]]) -> None:
-    base, other = make("base"), make("other")
-    base["quality"]["curves"] = {
-        "reward": [[0.0, 0.1], [4.0, 0.3]],
-        "reward_over_kl": [[0.0, 0.1], [2.0, 0.3]],
-        "reward_over_kl: best of n": [[0.0, 0.1]],
-    }
-    base["quality"]["half_widths"] = {
-        "reward": [[None, 0.05], [None, 0.25]],
-        "reward_over_kl": [[0.0, 0.05], [0.5, 0.25]],
-    }
-    other["quality"]["curves"] = {"reward": [[0.0, 0.4]]}
-    found = drawings([base, other])
-    first, last, oracle = found["decoding.chat.reward_over_kl"].lines
-    assert first == pytest.approx(
-        {"arm": "base", "kl": 0, "reward": 0.1, "kl_low": 0, "kl_high": 0, "reward_low": 0.05, "reward_high": 0.15}
-    )
-    assert (last["kl_low"], last["kl_high"]) == (1.5, 2.5)
-    assert [oracle[f"{name}_{side}"] for name in ("kl", "reward") for side in ("low", "high")] == [None] * 4
-    assert "95 % intervals" in found["decoding.chat.reward_over_kl"].note
-    lines = found["decoding.chat.reward"].lines
-    assert [line["reward_high"] for line in lines] == [pytest.approx(0.15), pytest.approx(0.55), None]
-    assert "step_low" not in lines[0]
-    assert plots.svg(found["decoding.chat.reward_over_kl"]).count("<path") > 0
-
-
-def test_rewards_are_drawn_over_the_seconds_that_their_steps_take(records: list[dict[str, Any]]) -> None:
-    for record in records:
-        if record["comparison"] == "finetuning.text" and record["quality"]:
-            record["quality"]["curves"]["reward"] = [[0.0, 0.1], [4.0, 0.3]]
-            record["quality"]["half_widths"] = {"reward": [[None, 0.05], [None, 0.25]]}
-    timed = {row.arm: row.estimates["time_per_step"].value for row in outcome.rows(records)["finetuning.text"][:2]}
-    found = drawings(records)["finetuning.text.reward_over_seconds"]
-    assert (found.x, found.y, found.title) == ("seconds", "reward", "Reward by seconds")
-    assert len(set(timed.values())) == 2
-    for line in found.lines:
-        arm = found.arms[line["arm"]]
-        assert line["seconds"] == pytest.approx(0 if line["reward"] == 0.1 else 4 * timed[arm])
-    assert found.lines[1]["reward_high"] == pytest.approx(0.55)
-
-
-def test_an_arm_whose_step_has_no_time_is_not_drawn_over_seconds(make: Callable[..., dict[str, Any]]) -> None:
-    record = make("base")
-    record["quality"]["curves"] = {"reward": [[0.0, 0.1], [4.0, 0.3]]}
-    assert "decoding.chat.reward_over_seconds" not in drawings([record])
-
-
-def test_seeds_of_an_arm_share_a_line_of_the_legend(records: list[dict[str, Any]]) -> None:
-    found = drawings(records)["finetuning.text.loss"]
-    assert list(dict.fromkeys(found.arms.values())) == ["base", "adapters", "diverged"]
-    drawn = plots.svg(found)
-    for name in ("base", "adapters", "diverged"):
-        assert len(re.findall(rf">{name}<", drawn)) == 1
-    assert "seed 0" not in drawn.partition("</desc>")[2]
 
 
 def test_who_is_not_drawn_is_named(records: list[dict[str, Any]]) -> None:

@@ -72,6 +72,7 @@ def test_components_of_the_middle_peak_and_what_was_counted(make: Make) -> None:
     second["rounds"] = []
     first["quality"]["counts"] = {"bits_per_parameter": 4.127, "nll_before": 2.0}
     second["quality"]["counts"] = {"bits_per_parameter": 4.127, "nll_before": 3.0}
+    first["quality"]["train_seconds"], second["quality"]["train_seconds"] = 8.0, 9.0
     other = make("other", baseline="own", seed=0)
     for part in other["rounds"]:
         part["memory"] = None
@@ -79,5 +80,5 @@ def test_components_of_the_middle_peak_and_what_was_counted(make: Make) -> None:
     memory, counted = of(first, second, other)
     assert memory.columns == ("arm", "peak", "weights", "activations", "not explained", "named")
     assert memory.lines == [["own", "3 MB", "1.5 MB", "300 kB", "1 kB", "92.3%"]]
-    assert counted.columns == ("arm", "bits_per_parameter", "nll_before")
-    assert counted.lines == [["own", "4.127", "2.5"], ["other", "none", "1"]]
+    assert counted.columns == ("arm", "bits_per_parameter", "nll_before", "train_seconds")
+    assert counted.lines == [["own", "4.127", "2.5", "8.5"], ["other", "none", "1", "none"]]

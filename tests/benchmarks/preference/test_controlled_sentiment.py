@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from bench.errors import BenchError, UsageError
+from bench.errors import BenchError, Unsupported, UsageError
+from bench.families import training
 from bench.models import Source, Sources
 from bench.workload import Quality
 from benchmarks.preference.controlled_sentiment import ControlledSentiment
 from benchmarks.preference.core import rewards
-from benchmarks.preference.core.looks import Look, half_interval
+from benchmarks.preference.core.looks import Look
 from techniques.preference.best_of_n import BestOfN
 from techniques.preference.dpo import Dpo
+from techniques.preference.ppo import Ppo
 from techniques.preference.sft_on_chosen import SftOnChosen
 
 SOURCES = Sources(Source("tiny:llama"))
@@ -138,7 +141,6 @@ def test_points_of_the_frontier_have_intervals_over_prompts():
         assert quality.half_widths[metric][-1] == [None, pytest.approx(expected, rel=1e-4)]
         assert len(quality.half_widths[metric]) == len(quality.curves[metric])
     assert quality.half_widths["reward_over_kl"][0][0] == 0.0
-    assert half_interval([0.3]) is None
 
 
 def test_distinct_is_of_one_prompts_completions():
@@ -192,6 +194,44 @@ def test_training_towards_letters_is_seen_in_the_reward():
     assert after > before + 0.3
     assert sum(quality.metrics["kl"]) / 5 > 1
     assert quality.counts["reward_before"] == before
+
+
+def test_who_writes_texts_of_its_own_trains_for_the_baselines_seconds(monkeypatch: pytest.MonkeyPatch):
+    built = SMALL.build(SOURCES, 0)
+    base = run(SftOnChosen(), built)
+    assert base.train_seconds is not None
+    clock = iter(range(10_000))
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: float(next(clock))))  # 1 s a step
+    limited = SMALL.model_copy(update={"time_budget": 2.0})
+    base.train_seconds = 2.5
+    quality = run(Ppo(), built, base, limited)
+    assert quality.counts["steps"] == quality.train_seconds == 5
+    assert quality.counts["epochs"] == 5 * 4 / 32
+    # looked at as often as the others, the last time at its end
+    assert [step for step, _ in quality.curves["reward"]] == [0, 3, 5]
+    assert len(quality.curves["loss"]) == 5
+    # four texts an update, under the old policy, the reference, and the policy once for each of two epochs
+    assert quality.counts["forward_texts_per_update"] == 4 * 4
+    assert 4 <= quality.counts["generated_tokens_per_update"] <= 4 * 12
+    assert (base.counts["forward_texts_per_update"], base.counts["generated_tokens_per_update"]) == (4, 0)
+    ((told, remedy),) = quality.notes.items()
+    assert told.startswith("training ended before its last step, as its seconds were spent")
+    assert "workload.steps" in remedy
+    # who learns from the pairs sees all of them, and without a budget nobody ends early
+    for technique, workload in ((Dpo(), limited), (Ppo(), SMALL)):
+        whole = run(technique, built, base, workload)
+        assert (whole.counts["steps"], whole.notes) == (8, {})
+    base.train_seconds = None
+    with pytest.raises(Unsupported, match=r"time_budget=2 is in seconds of the baseline.* set workload.time_budget=0"):
+        run(Ppo(), built, base, limited)
+
+
+def test_the_plan_counts_what_the_time_budget_leaves():
+    base, dpo, ppo = SftOnChosen(), Dpo(), Ppo()
+    assert ControlledSentiment(time_budget=2.0).train_work(ppo, base) == 2 * base.train_work < ppo.train_work
+    assert ControlledSentiment(time_budget=99.0).train_work(ppo, base) == ppo.train_work
+    assert ControlledSentiment().train_work(ppo, base) == ppo.train_work
+    assert ControlledSentiment(time_budget=0.1).train_work(dpo, base) == dpo.train_work
 
 
 def test_a_reward_that_is_not_a_number_is_named(monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,11 +185,11 @@ def test_our_own_pairs_can_be_learnt(name: str):
 def test_a_judge_compares_what_is_answered_with_the_baselines_answers(monkeypatch: pytest.MonkeyPatch):
     asked: list[tuple[str, str, str]] = []
 
-    def longer(prompt: str, first: str, second: str) -> float:
-        asked.append((prompt, first, second))
-        return float(len(first) - len(second))
+    def longer(questions: list[tuple[str, str, str]]) -> list[float]:
+        asked.extend(questions)
+        return [float(len(first) - len(second)) for _, first, second in questions]
 
-    monkeypatch.setattr(judges, "named", lambda name, judged: (longer, name))
+    monkeypatch.setattr(judges, "named", lambda name, judged, seconds: (longer, name))
     workload = PreferencePairs(judge="tiny:llama", answer=5, items=4, steps=2, batch_size=2, max_prompt=64)
     built = workload.build(SOURCES, 0)
     baseline = SftOnChosen(learning_rate=1e-9)
@@ -209,6 +211,30 @@ def test_a_judge_compares_what_is_answered_with_the_baselines_answers(monkeypatc
     ]
     assert found.texts[0]["output"] == own[0]
     assert "before training" in found.texts[0]["prompt"]
+
+
+def test_a_program_that_judges_is_tried_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    judge = tmp_path / "judge.py"
+    judge.write_text(
+        "import json, sys\n"
+        "for line in sys.stdin:\n"
+        "    q = json.loads(line)\n"
+        "    print('a' if len(q['a']) > len(q['b']) else 'b' if len(q['a']) < len(q['b']) else 'tie')\n"
+    )
+    name = f"command:{sys.executable} {judge}"
+    workload = PreferencePairs(judge=name, answer=5, items=4, steps=1, batch_size=2, max_prompt=64, max_completion=16)
+    with pytest.raises(UsageError, match="started only where the command line names it"):
+        workload.check()
+    monkeypatch.setenv("BENCH_COMMAND", name)
+    workload.check()
+    built = workload.build(SOURCES, 0)
+    technique = SftOnChosen()
+    found = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCES.target, None)
+    assert found.metrics["win_rate"] == [0.5] * 4
+    assert re.fullmatch(r"command:.*judge\.py, sha256 [0-9a-f]{64}", found.notes["judge"])
+    judge.write_text("print('who knows')")
+    with pytest.raises(UsageError, match="1 lines on 2 questions"):
+        workload.build(SOURCES, 0)
 
 
 def test_nothing_is_answered_without_a_judge_and_a_wrong_name_is_seen_before_the_run():

@@ -6,7 +6,9 @@ import itertools
 import math
 
 import pytest
+import torch
 
+from benchmarks.preference.core import frontier
 from benchmarks.preference.core.frontier import at_budget, best_of, best_of_bound, tilt
 
 TABLE = [[0.3, -0.5, 0.9, 0.1], [0.0, 0.0, 0.7, -1.0]]
@@ -65,3 +67,14 @@ def test_reward_is_read_at_the_first_crossing():
     # never reached: the end of the training
     assert at_budget([0.0, 0.2, 0.1], rewards[:3], 1.0) == rewards[2]
     assert at_budget([0.0], rewards[:1], 1.0) == rewards[0]
+
+
+def test_a_rise_is_counted_in_deviations_of_a_look_at_the_reference():
+    drawn = torch.Generator().manual_seed(0)
+    table = (torch.rand(6, 4000, generator=drawn, dtype=torch.float64) + torch.arange(6)[:, None]).tolist()
+    # looks at the reference: three completions of each of the same six prompts
+    looks = torch.tensor(table, dtype=torch.float64)[:, :3999].view(6, -1, 3).mean((0, 2))
+    mean = sum(map(sum, table)) / 24_000
+    assert frontier.rise(table, mean + 2 * float(looks.std()), 3) == pytest.approx(2.0, rel=0.06)
+    assert frontier.rise(table, mean, 3) == pytest.approx(0.0, abs=1e-9)
+    assert frontier.rise([[0.5, 0.5]] * 3, 0.9, 3) is None

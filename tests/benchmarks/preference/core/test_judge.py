@@ -34,7 +34,7 @@ def saved(folder: Path, labels: int = 1) -> str:
 
 def test_a_reward_model_compares_its_scores(tmp_path: Path):
     name = saved(tmp_path)
-    judge = judges.named(name, JUDGED)[0]
+    judge = judges.named(name, JUDGED, 9.0)[0]
     network = LlamaForSequenceClassification.from_pretrained(name).eval()
 
     def score(text: str) -> float:
@@ -42,13 +42,13 @@ def test_a_reward_model_compares_its_scores(tmp_path: Path):
 
     expected = score("Why? Because.") - score("Why? Never ever.")
     assert abs(expected) > 1e-4
-    assert judge("Why?", " Because.", " Never ever.") == pytest.approx(expected, abs=1e-5)
-    assert judge("Why?", " Never ever.", " Because.") == pytest.approx(-expected, abs=1e-5)
+    assert judge([("Why?", " Because.", " Never ever.")]) == [pytest.approx(expected, abs=1e-5)]
+    assert judge([("Why?", " Never ever.", " Because.")]) == [pytest.approx(-expected, abs=1e-5)]
 
 
 def test_more_labels_than_one_are_no_reward(tmp_path: Path):
     with pytest.raises(UsageError, match=r"has 2 labels; a reward model has one"):
-        judges.named(saved(tmp_path, labels=2), JUDGED)
+        judges.named(saved(tmp_path, labels=2), JUDGED, 9.0)
 
 
 def test_weights_that_could_run_code_are_not_read(tmp_path: Path):
@@ -56,11 +56,11 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path):
     torch.save({}, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UsageError, match="no weights as"):
-        judges.named(str(tmp_path), JUDGED)
+        judges.named(str(tmp_path), JUDGED, 9.0)
 
 
 def test_a_language_model_is_asked_in_both_orders():
-    judge, name = judges.named("tiny:llama", JUDGED)
+    judge, name = judges.named("tiny:llama", JUDGED, 9.0)
     assert name == f"tiny:llama, sha256 {JUDGED.fingerprint}"
     source = Source("tiny:llama")
     letters = [byte_tokenizer()(letter, add_special_tokens=False)["input_ids"] for letter in (" A", " B")]
@@ -74,16 +74,16 @@ def test_a_language_model_is_asked_in_both_orders():
     one, other = odds("Because.", "Never."), odds("Never.", "Because.")
     # a network of random weights likes a letter, whatever is asked
     assert abs(one + other) > 1e-4
-    assert judge("Why?", "Because.", "Never.") == pytest.approx((one - other) / 2, abs=1e-5)
-    assert judge("Why?", "Never.", "Because.") == pytest.approx((other - one) / 2, abs=1e-5)
-    assert judge("Why?", "Never.", "Never.") == pytest.approx(0.0, abs=1e-6)
+    assert judge([("Why?", "Because.", "Never.")]) == [pytest.approx((one - other) / 2, abs=1e-5)]
+    assert judge([("Why?", "Never.", "Because.")]) == [pytest.approx((other - one) / 2, abs=1e-5)]
+    assert judge([("Why?", "Never.", "Never.")]) == [pytest.approx(0.0, abs=1e-6)]
 
 
 def test_wins_are_counted_and_ties_are_half():
-    judge = lambda prompt, first, second: float(len(first) - len(second))  # noqa: E731
+    judge = lambda questions: [float(len(first) - len(second)) for _, first, second in questions]  # noqa: E731
     assert judges.wins(judge, ["", "", ""], ["aaa", "b", "cc"], ["a", "bbb", "dd"]) == [1.0, 0.0, 0.5]
 
 
 def test_a_name_that_nothing_can_have_is_refused():
     with pytest.raises(UsageError, match="unknown model"):
-        judges.named("somebody", JUDGED)
+        judges.named("somebody", JUDGED, 9.0)
