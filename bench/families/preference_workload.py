@@ -11,11 +11,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from bench import stats
 from bench.errors import Unsupported
 from bench.families.completions import completion_logprobs, picked_logprobs
 from bench.families.preference import Pair, Preference, PreferenceBatch, PreferenceJob, collate
 from bench.families.rollout import Rollout
-from bench.families.training import TrainedPrepared, TrainingWorkload, frozen, order, training_gates
+from bench.families.training import Looks, TrainedPrepared, TrainingWorkload, frozen, order, training_gates
 from bench.models import Source
 from bench.technique import Prepared, Technique
 from bench.workload import Built, Gate, Quality, Work
@@ -35,12 +36,14 @@ class PreferenceWorkload(TrainingWorkload):
     """
 
     family: ClassVar[str] = "preference"
-    smallest: ClassVar[Mapping[str, int]] = {"batch_size": 2, "steps": 3, "items": 4}
+    smallest: ClassVar[Mapping[str, int]] = {"batch_size": 2, "steps": 3, "items": 4, "checkpoints": 1}
 
     steps: int = Field(default=16, ge=1)
     """Optimiser steps of the quality pass [steps]."""
     items: int = Field(default=24, ge=1)
     """Held-out pairs that are scored."""
+    checkpoints: int = Field(default=2, ge=1)
+    """How often the policy is looked at, evenly over the training, the last time at its end."""
 
     @property
     def pair_tokens(self) -> int:
@@ -76,7 +79,7 @@ class PreferenceWorkload(TrainingWorkload):
 
     def work(self) -> tuple[Work, Work, Work]:
         step = Work(train=self.batch_size * self.pair_tokens)
-        scored = Work(prefill=2 * self.items * self.pair_tokens)
+        scored = Work(prefill=(1 + self.checkpoints) * self.items * self.pair_tokens)
         reference = Work(prefill=(self.train_pairs + self.items) * self.pair_tokens)
         return reference, step.times(self.burst_steps), step.times(self.steps) + scored
 
@@ -124,21 +127,31 @@ class PreferenceWorkload(TrainingWorkload):
             )
         before = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
         bits = frozen(prepared)
-        course = self.train(technique, prepared, built, seed, watch, limit)
-        steps = len(course.losses)
-        after = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
-        gained = after - start
-        margin: list[float] = (gained[:, 0] - gained[:, 1]).tolist()
+        looks, after = Looks(self.checkpoints), before
+        seen = [(0, _scores(before - start))]
+
+        def look(step: int, share: float) -> None:
+            nonlocal after
+            if looks.due(share):
+                # training goes on as if nobody had looked
+                prepared.model.eval()
+                after = _by_pair([technique.logprobs(prepared, batch.texts) for batch in batches])
+                prepared.model.train(technique.train_mode)
+                seen.append((step, _scores(after - start)))
+            if watch is not None:
+                watch(step, share)
+
+        course = self.train(technique, prepared, built, seed, look, limit)
+        steps, scores = len(course.losses), seen[-1][1]
+        margin = scores["preference_margin"]
         lengths = torch.tensor([[len(pair["chosen"]), len(pair["rejected"])] for pair in pairs])
         return Quality(
-            metrics={
-                "preference_accuracy": [0.5 + 0.5 * ((m > 0) - (m < 0)) for m in margin],
-                "preference_margin": margin,
-                "chosen_gain": gained[:, 0].tolist(),
-                "rejected_gain": gained[:, 1].tolist(),
-                "chosen_nll": (-after[:, 0] / lengths[:, 0]).tolist(),
+            metrics={**scores, "chosen_nll": (-after[:, 0] / lengths[:, 0]).tolist()},
+            curves={
+                "loss": [[float(step), loss] for step, loss in enumerate(course.losses)],
+                **{name: [[float(step), stats.fmean(of[name])] for step, of in seen] for name in scores},
             },
-            curves={"loss": [[float(step), loss] for step, loss in enumerate(course.losses)]},
+            half_widths={name: [[None, stats.half_interval(of[name])] for _, of in seen] for name in scores},
             counts={
                 "chosen_nll_before": float((-before[:, 0] / lengths[:, 0]).mean()),
                 "steps": float(steps),
@@ -158,6 +171,17 @@ class PreferenceWorkload(TrainingWorkload):
 def _by_pair(scored: Sequence[Tensor]) -> Tensor:
     """Log-probabilities `(2 * pairs,)` of batches -> `(pairs, 2)` on the CPU: chosen, rejected."""
     return torch.cat([rows.float().view(2, -1).T for rows in scored]).cpu()
+
+
+def _scores(gained: Tensor) -> dict[str, list[float]]:
+    """Metrics of each pair, of what its texts gained over the reference, `(pairs, 2)` [nat]."""
+    margin: list[float] = (gained[:, 0] - gained[:, 1]).tolist()
+    return {
+        "preference_accuracy": [0.5 + 0.5 * ((m > 0) - (m < 0)) for m in margin],
+        "preference_margin": margin,
+        "chosen_gain": gained[:, 0].tolist(),
+        "rejected_gain": gained[:, 1].tolist(),
+    }
 
 
 def length_statistics(lengths: Tensor, margin: Sequence[float]) -> dict[str, float]:

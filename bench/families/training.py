@@ -165,6 +165,24 @@ class Training(Technique):
         return loss.detach().clone()
 
 
+@dataclass
+class Looks:
+    """Looks at a training, evenly over it, the last one at its end."""
+
+    count: int
+    taken: int = 0
+
+    def due(self, share: float) -> bool:
+        """Whether a look is to be taken now; asked after every step.
+
+        Args:
+            share: of the training that is done, as `TrainingWorkload.train` tells.
+        """
+        reached = int(share * self.count + 1e-9)  # a third three times is a whole
+        self.taken, before = max(self.taken, reached), self.taken
+        return reached > before
+
+
 @dataclass(frozen=True)
 class Course:
     """A training from its first step to its last."""

@@ -15,7 +15,7 @@ from bench.errors import Unsupported, UsageError
 from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
 from bench.families.rollout import Rollout, distinct, repetition, sample, scored
-from bench.families.training import TrainedPrepared, frozen, training_gates
+from bench.families.training import Looks, TrainedPrepared, frozen, training_gates
 from bench.models import Source, Sources
 from bench.registry import register
 from bench.stats import half_interval
@@ -54,7 +54,6 @@ class ControlledSentiment(PreferenceWorkload):
         "samples": 2,
         "completion": 8,
         "oracle": 4,
-        "checkpoints": 1,
     }
     primary: ClassVar[Mapping[Axis, str]] = {"quality": "reward_at_kl"}
 
@@ -77,7 +76,7 @@ class ControlledSentiment(PreferenceWorkload):
     oracle: int = Field(default=16, ge=2)
     """Completions of each of them by the reference: its reward, best-of-n and the tilt."""
     checkpoints: int = Field(default=4, ge=1)
-    """How often the policy is looked at, evenly over the training, the last time at its end."""
+    """As of every preference workload; here the policy also writes for the fresh openings."""
     kl_budget: float = Field(default=2.0, gt=0)
     """The KL divergence at which arms are compared [nat]."""
     time_budget: float = Field(default=0.0, ge=0)
@@ -210,13 +209,10 @@ class ControlledSentiment(PreferenceWorkload):
         start = source.model() if technique.trains else None
         looks = [Look(0, [mean(own) for own in built["oracle"]], [0.0] * len(built["oracle"]))]
         limit = self._limit(technique, reference)
-        seen = 0
+        checkpoints = Looks(self.checkpoints)
 
         def watch(step: int, share: float) -> None:
-            nonlocal seen
-            reached = int(share * self.checkpoints + 1e-9)  # 1e-9: a third three times is a whole
-            if reached > seen or not looks:
-                seen = reached
+            if checkpoints.due(share) or not looks:
                 rollout = self.rollout(built, source.device)
                 looks.append(
                     look(technique, prepared, start, built["fresh"], self.samples, rollout, source, seed, step)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bench.errors import Diverged
 from bench.families import training
 from bench.families.training import (
+    Looks,
     TrainedPrepared,
     Training,
     TrainingJob,
@@ -282,6 +283,14 @@ def test_a_training_ends_behind_the_step_that_spends_its_seconds(
     assert seen[-1][1] == 1.0
     whole = Questions(steps=6).train(Regression(), Regression().prepare(), {}, 0).losses
     assert course.losses == whole[:steps]
+
+
+@pytest.mark.parametrize(
+    ("count", "steps", "due"), [(2, 8, [4, 8]), (3, 9, [3, 6, 9]), (3, 8, [3, 6, 8]), (4, 2, [1, 2]), (1, 5, [5])]
+)
+def test_looks_are_spread_evenly_and_the_last_is_at_the_end(count: int, steps: int, due: list[int]):
+    looks = Looks(count)
+    assert [step for step in range(1, steps + 1) if looks.due(step / steps)] == due
 
 
 def test_divergence_names_the_step_and_keeps_the_losses():

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench import stats
 from bench.errors import BenchError, Unsupported, UsageError
 from bench.families import training
 from bench.models import Source, Sources
@@ -128,6 +129,20 @@ def test_curves_go_from_the_reference_to_the_end_and_meet_the_metrics():
     assert {"reward_over_kl: best of n", "reward_over_kl: tilted reference"} <= set(base.curves)
     assert not any(":" in name for name in quality.curves)
     assert base.metrics["win_rate"] == [0.5] * 5
+
+
+def test_held_out_pairs_are_scored_along_the_training():
+    built = SMALL.build(SOURCES, 0)
+    whole = run(Dpo(learning_rate=5e-3), built)
+    half = run(Dpo(learning_rate=5e-3), built, workload=SMALL.model_copy(update={"steps": 4, "checkpoints": 1}))
+    for name in ("preference_accuracy", "preference_margin", "chosen_gain", "rejected_gain"):
+        (first, start), (middle, between), (last, end) = whole.curves[name]
+        assert (first, middle, last) == (0, 4, 8)
+        assert start == pytest.approx(0.5 if name == "preference_accuracy" else 0.0, abs=1e-4)
+        # whoever looks changes nothing: half a training ends there
+        assert between == pytest.approx(statistics.fmean(half.metrics[name]), abs=1e-4)
+        assert end == pytest.approx(statistics.fmean(whole.metrics[name]))
+        assert whole.half_widths[name][-1] == [None, pytest.approx(stats.half_interval(whole.metrics[name]))]
 
 
 def test_points_of_the_frontier_have_intervals_over_prompts():
