@@ -59,7 +59,8 @@ class FastGenLayer(RaggedLayer):
         self.policies, kept, marks = self.technique.profile(seen, kinds)
         full = self._full()
         self.evicts = not bool(full.all())
-        rooms = torch.where(full.cpu(), self.new_tokens, min(self.left, self.new_tokens))
+        until_evicted = min(self.left, self.new_tokens)
+        rooms = torch.tensor([[self.new_tokens if whole else until_evicted for whole in row] for row in full.tolist()])
         index = [[head.nonzero()[:, 0] for head in row] for row in kept]
         order = self.technique.order
         frequent = self.policies > order.index("frequent") if "frequent" in order else torch.zeros_like(full)

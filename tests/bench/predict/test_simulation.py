@@ -108,6 +108,9 @@ def really(technique: Technique, workload: Workload, model: str, dtype: str = "f
         ("mezo", TRAINING, {}),
         ("full_cache", CONTEXT, {}),
         ("snapkv", CONTEXT, {"ratio": 0.5}),
+        ("kv_int8", CONTEXT, {}),
+        ("kivi", CONTEXT, {"group": 8, "residual": 32}),
+        ("fastgen", CONTEXT, {"recovery": 1.0}),
         ("dpo", PAIRS, {"rank": 4}),
     ],
 )
@@ -164,6 +167,12 @@ def test_numbers_that_only_weights_give_are_counted() -> None:
     assert foreseen(*pair("full_cache", CONTEXT), "tiny:llama").guessed == 0
     # it tries on the model whether keys can be turned
     assert foreseen(*pair("streaming_llm", CONTEXT), "tiny:llama").guessed > 0
+
+
+def test_heads_that_choose_for_themselves_are_taken_to_keep_everything() -> None:
+    chooses, keeps = (foreseen(*pair("fastgen", CONTEXT, recovery=share), "tiny:llama") for share in (0.9, 1.0))
+    assert chooses.guessed > 0
+    assert chooses.parts["kv_cache"] == keeps.parts["kv_cache"] > 0
 
 
 def test_a_library_that_reads_the_weights_itself_is_refused() -> None:
