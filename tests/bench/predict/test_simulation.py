@@ -36,7 +36,7 @@ class Free:
     def held(self) -> int:
         return sum(self.sizes.values())
 
-    reserved = held
+    reserved = least = held
 
     def take(self, key: int, size: int) -> None:
         self.sizes[key] = size
