@@ -125,6 +125,15 @@ def test_it_holds_what_a_real_burst_holds(
             assert found.parts[component] == pytest.approx(size, rel=0.03), component
 
 
+@pytest.mark.parametrize("backend", ["reference", "bitsandbytes"])
+def test_a_model_of_four_bits_is_foreseen_in_sixteen_as_in_thirty_two(backend: str) -> None:
+    asked = pair("qlora", TRAINING, rank=4, backend=backend)
+    narrow, wide = (foreseen(*asked, "tiny:llama", dtype) for dtype in ("bfloat16", "float32"))
+    assert narrow.parts["quantisation_constants"] == wide.parts["quantisation_constants"] > 0
+    assert narrow.parts["adapters"] == wide.parts["adapters"]
+    assert narrow.parts["weights"] < wide.parts["weights"]  # the embeddings stay as they are
+
+
 def test_the_dtype_counts() -> None:
     asked = pair("lora", TRAINING, rank=4)
     wide, narrow = (foreseen(*asked, "tiny:llama", dtype) for dtype in ("float32", "bfloat16"))
