@@ -102,6 +102,5 @@ def test_it_stands_beside_a_claim_without_record_and_changes_no_verdict(tmp_path
 def test_the_committed_ledger_is_of_the_committed_records() -> None:
     out = ROOT / "results"
     said = {key: one.words for key, one in foresight.stored(out).items()}
-    assert said, "results/foreseen.json is missing or another version's: bench verify --foresee"
     drawn = shown.as_markdown(ledger(with_claims([]), published(out), said), out)
     assert drawn == (out / "claims.md").read_text(), "draw it anew: bench verify"

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench import registry
 from bench.errors import Unsupported
 from bench.models import Source, Sources
 from bench.predict.heap import Heap
-from bench.predict.simulation import Simulated, simulate
+from bench.predict.simulation import Simulated, Tracker, simulate
 from bench.predict.weightless import sources
 from bench.probes.tensors import StorageWatch
 from bench.technique import Technique
@@ -194,6 +196,21 @@ def test_what_torch_refuses_on_tensors_without_contents_is_one_line(technique: s
     with pytest.raises(Unsupported, match=r"cannot be foreseen: .*Couldn't swap") as error:
         foreseen(*pair(technique, TRAINING), "tiny:llama")
     assert "\n" not in str(error.value)
+
+
+def test_a_network_to_be_filled_layer_by_layer_takes_nothing_before() -> None:
+    tracker = Tracker(Heap())
+    source = sources("tiny:llama", {}, "float32").target
+    gc.collect()
+    gc.disable()  # what reference cycles keep must not count either
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), tracker:
+            model = source.empty()
+            assert torch.empty(7).shape == (7,)
+    finally:
+        gc.enable()
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+    assert tracker.peak < 1000 < source.parameters
 
 
 def test_no_mode_and_no_weight_is_left_behind() -> None:
