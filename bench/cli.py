@@ -237,12 +237,14 @@ def verify(
     draft: Draft = None,
     device: Device = None,
     quick: Annotated[bool, typer.Option("--quick", help="With --run: smallest sizes; stamped.")] = False,
+    foresee: Annotated[bool, typer.Option("--foresee", help="Simulate claims about memory anew: minutes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where results lie and go [results/].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per claim.")] = False,
 ) -> None:
     """The papers' claims beside the stored records; without names or --run results/claims.md is drawn too."""
     from bench import registry, store, trial
     from bench import verify as papers
+    from bench.predict import foresight
     from bench.report import claims
     from bench.report.progress import Progress
 
@@ -255,7 +257,11 @@ def verify(
         with Progress(printer(), as_json) as progress:
             asked = {"model": model, "draft": draft, "device": device, "quick": quick or None}
             runs.insert(0, trial.run(entries, folder, progress, tuple(sys.argv[1:]), **asked))
-    claims.tell(papers.ledger(entries, runs), folder, printer(), as_json, keep=not techniques and not measure)
+    if foresee:
+        foresight.keep(folder, foresight.foresee(entries))
+    said = {claim: one.words for claim, one in foresight.stored(folder).items()}
+    ledger = papers.ledger(entries, runs, said)
+    claims.tell(ledger, folder, printer(), as_json, keep=not techniques and not measure)
 
 
 @app.command()

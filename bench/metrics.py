@@ -113,6 +113,15 @@ GLOSSARY = _glossary(
         0.01,
         relative=False,
     ),
+    Metric(
+        "choosing_share",
+        "latency",
+        "share",
+        "lower",
+        "The same choosing over the whole generation, prefill and decoding; in the profile pass.",
+        0.01,
+        relative=False,
+    ),
     Metric("throughput", "latency", "tokens/s", "higher", "Tokens over time, all steps of a process.", 0.03),
     # memory
     Metric(

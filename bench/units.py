@@ -110,9 +110,13 @@ def _choosing(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]
     """What the profile pass says of a cache that lets go behind the prompt."""
     units: dict[str, dict[int, float]] = {}
     for part in rounds:
-        phases = (part.get("profile") or {}).get("phases") or {}
+        profile = part.get("profile") or {}
+        phases = profile.get("phases") or {}
         if phases.get("choose") and phases.get("prefill"):
-            units.setdefault("choosing_cost", {})[part["round"]] = sum(phases["choose"]) / sum(phases["prefill"])
+            chose = sum(phases["choose"])
+            units.setdefault("choosing_cost", {})[part["round"]] = chose / sum(phases["prefill"])
+            if "decode" in profile.get("kind", ()):
+                units.setdefault("choosing_share", {})[part["round"]] = chose / sum(profile["seconds"])
     return units
 
 

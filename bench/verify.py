@@ -53,17 +53,24 @@ class Finding:
     subject: str = ""
     """Arms, model, workload and device."""
     run: Path | None = None
+    foreseen: str = ""
+    """What simulation says where no record does; '' where it says nothing."""
 
 
 class _NoFigure(Exception):
     """These records hold nothing that the claim is about; the text says what would be needed."""
 
 
-def ledger(entries: Iterable[registry.Entry[Technique]], runs: Iterable[Run]) -> list[Finding]:
+def ledger(
+    entries: Iterable[registry.Entry[Technique]],
+    runs: Iterable[Run],
+    foreseen: Mapping[tuple[str, str], str] | None = None,
+) -> list[Finding]:
     """Every claim of these techniques, once for each setting in which it was looked at; the newest run of a setting.
 
     Args:
         runs: newest first. Those that cannot be read are left out.
+        foreseen: technique and claim -> what simulation says, for claims that no record decides.
     """
     stored = [(run, comparisons) for run in runs if (comparisons := _comparisons(run))]
     found: list[Finding] = []
@@ -74,7 +81,9 @@ def ledger(entries: Iterable[registry.Entry[Technique]], runs: Iterable[Run]) ->
                 for records in comparisons:
                     for finding in examine(entry.name, claim, records):
                         seen.setdefault(finding.subject, replace(finding, run=run.folder))
-            found += seen.values() or [Finding(entry.name, claim, Outcome.UNTESTABLE, missing(claim))]
+            said = (foreseen or {}).get((entry.name, claim.name), "")
+            unseen = Finding(entry.name, claim, Outcome.UNTESTABLE, missing(claim), foreseen=said)
+            found += seen.values() or [unseen]
     return found
 
 

@@ -78,6 +78,15 @@ PLANTED: Mapping[tuple[str, str], tuple[Figures, Figures]] = {
         {"fastgen[recovery=0.95]": 0.602 * GIB, "full_cache": GIB},
         {"fastgen[recovery=0.95]": 0.398 * GIB, "full_cache": GIB},
     ),
+    ("fastgen", "pruned_at_91"): (
+        {"fastgen[recovery=0.91]": 0.434 * GIB, "full_cache": GIB},
+        {"fastgen[recovery=0.91]": 0.566 * GIB, "full_cache": GIB},
+    ),
+    ("fastgen", "pruned_at_98"): (
+        {"fastgen[recovery=0.98]": 0.831 * GIB, "full_cache": GIB},
+        {"fastgen[recovery=0.98]": 0.169 * GIB, "full_cache": GIB},
+    ),
+    ("fastgen", "profiling_cost"): ({"fastgen": 0.0021}, {"fastgen": 0.021}),
     ("fastgen", "frequent_prunes_most"): (
         {"fastgen_without_frequent[recovery=0.98]": 0.787 * GIB, "fastgen[recovery=0.98]": 0.64 * GIB},
         {"fastgen_without_frequent[recovery=0.98]": 0.64 * GIB, "fastgen[recovery=0.98]": 0.64 * GIB},
@@ -96,6 +105,20 @@ PLANTED: Mapping[tuple[str, str], tuple[Figures, Figures]] = {
         {"fastgen_without_frequent[recovery=0.98]": 0.787 * GIB, "fastgen_without_local[recovery=0.98]": 0.698 * GIB},
         {"fastgen_without_frequent[recovery=0.98]": 0.698 * GIB, "fastgen_without_local[recovery=0.98]": 0.787 * GIB},
     ),
+    ("fastgen", "local_before_special"): (
+        {"fastgen_without_local[recovery=0.98]": 0.698 * GIB, "fastgen_without_special[recovery=0.98]": 0.688 * GIB},
+        {"fastgen_without_local[recovery=0.98]": 0.688 * GIB, "fastgen_without_special[recovery=0.98]": 0.698 * GIB},
+    ),
+    ("fastgen", "special_before_punctuation"): (
+        {
+            "fastgen_without_special[recovery=0.98]": 0.688 * GIB,
+            "fastgen_without_punctuation[recovery=0.98]": 0.658 * GIB,
+        },
+        {
+            "fastgen_without_special[recovery=0.98]": 0.658 * GIB,
+            "fastgen_without_punctuation[recovery=0.98]": 0.688 * GIB,
+        },
+    ),
     ("h2o", "fifth_is_enough"): (
         {"h2o[ratio=0.2]": 2.5, "full_cache": 2.5},
         {"h2o[ratio=0.2]": 3.0, "full_cache": 2.5},
@@ -113,6 +136,7 @@ PLANTED: Mapping[tuple[str, str], tuple[Figures, Figures]] = {
     # preference
     ("dpo", "frontier_above_preferred_ft"): ({"dpo": 0.8, "sft_on_chosen": 0.6}, {"dpo": 0.6, "sft_on_chosen": 0.8}),
     ("dpo", "frontier_above_ppo"): ({"dpo": 0.8, "ppo": 0.6}, {"dpo": 0.6, "ppo": 0.8}),
+    ("dpo", "less_work_than_ppo"): ({"dpo": 2.9, "ppo": 9.0}, {"dpo": 9.0, "ppo": 2.9}),
 }
 
 ITEMS = 400
@@ -191,6 +215,13 @@ def _plant(record: dict[str, Any], figure: Figure, value: float) -> None:
     elif figure.quantity == "tpot":
         for part, seconds in zip(rounds, fabricated.noisy(value, salt, len(rounds)), strict=True):
             part["bursts"][0]["samples"] = {"kind": ["prefill", "decode"], "seconds": [1.0, seconds], "tokens": [1, 1]}
+    elif figure.quantity == "time_per_step":
+        for part, seconds in zip(rounds, fabricated.noisy(value, salt, len(rounds)), strict=True):
+            part["bursts"][0]["samples"] = {"kind": ["train"], "seconds": [seconds], "tokens": [1]}
+    elif figure.quantity == "choosing_share":
+        for part, share in zip(rounds, fabricated.noisy(value, salt, len(rounds)), strict=True):
+            phases = {"prefill": [0.4], "choose": [2 * share]}
+            part["profile"] = {"phases": phases, "kind": ["prefill", "decode"], "seconds": [0.5, 1.5], "tokens": [1, 1]}
     elif figure.quantity == "accepted_length":
         for number, part in enumerate(rounds):
             verified = 10_000

@@ -55,6 +55,10 @@ class Heap:
     def reserved(self) -> int:
         return self.held
 
+    @property
+    def least(self) -> int:
+        return self.held
+
     def take(self, key: int, size: int) -> None:
         """Ask for a block of `size` bytes, named by `key` until it is given back."""
         size = -(-size // ALIGNMENT) * ALIGNMENT + ALIGNMENT

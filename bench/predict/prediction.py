@@ -57,7 +57,9 @@ class Prediction:
     parts: Mapping[str, int]
     """At the peak [B]: components, `activations`, `operators`, `allocator` (kept free), `runtime`, `unseen`."""
     needed: int
-    """What the device must have: the peak, and on CUDA what torch reserves for it [B]."""
+    """What the device must have: the peak, and on CUDA the free parts of segments that cannot go back [B]."""
+    reserved: int
+    """What torch reserves where there is room: on CUDA it gives nothing back before memory is short [B]."""
     seconds: Mapping[str, float]
     """Kind of step -> the shortest time of one, by the device's limits; of decoding that of a token [s]."""
     rounds: Mapping[str, float]
@@ -99,9 +101,9 @@ def predict(setting: Setting, calibration: Calibration | None = None, built: Bui
         parts["runtime"] = calibration.runtime or 0
     parts["unseen"] = round((calibration.unseen or 0.0) * seen)
     # a CPU's process has what it needs and no more; of the heap's own rounding nothing is told apart
-    needed = sum(parts.values()) + (0 if cpu else found.reserved - seen)
+    needed, reserved = (sum(parts.values()) + (0 if cpu else taken - seen) for taken in (found.least, found.reserved))
     seconds, rounds, flops = _times(found, setting.device)
-    return Prediction(setting, parts, needed, seconds, rounds, flops, found.guessed, calibration, seen)
+    return Prediction(setting, parts, needed, reserved, seconds, rounds, flops, found.guessed, calibration, seen)
 
 
 def _times(found: Simulated, device: Device) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
@@ -144,16 +146,16 @@ def largest(setting: Setting, name: str, budget: int, calibration: Calibration |
         budget: [B]
 
     Raises:
-        UsageError: the workload has no such field, or it is no number.
+        UsageError: the workload has no such field, it is no number, or memory does not depend on it.
         Unsupported: the setting cannot be foreseen.
     """
     if name == MODEL:
         shapes = sorted(SYNTHETIC, key=_weights)
         return _walk(setting, [f"synthetic:{shape}" for shape in shapes], budget, calibration)
+    numbers = ", ".join(key for key, one in setting.workload.model_dump().items() if type(one) is int and key != name)
     value = getattr(setting.workload, name, None)
     if type(value) is not int:
-        numbers = [key for key, one in setting.workload.model_dump().items() if type(one) is int]
-        raise UsageError(f"largest {name!r}: the workload has no such number; name {MODEL} or {', '.join(numbers)}")
+        raise UsageError(f"largest {name!r}: the workload has no such number; name {MODEL} or {numbers}")
 
     def of(size: int) -> Prediction:
         values = {**setting.workload.model_dump(), name: size}
@@ -163,11 +165,22 @@ def largest(setting: Setting, name: str, budget: int, calibration: Calibration |
             raise UsageError(f"{name}={size} is not allowed: {str(error).splitlines()[0]}") from None
         return predict(replace(setting, workload=workload), calibration)
 
-    return _search(of, name, value, budget)
+    try:
+        return _search(of, name, value, budget)
+    except _WithoutEffect as error:
+        raise UsageError(f"largest {name!r}: {error}; name {MODEL} or one of {numbers}") from None
+
+
+class _WithoutEffect(Exception):
+    """What is searched for changes nothing; the text says between which sizes."""
 
 
 def _search(of: Callable[[int], Prediction], name: str, start: int, budget: int) -> Fit:
-    """Memory grows about in proportion: a line through two sizes says where the budget is met."""
+    """Memory grows about in proportion: a line through two sizes says where the budget is met.
+
+    Raises:
+        _WithoutEffect: the first two sizes need and compute the same.
+    """
     known: dict[int, Prediction] = {}
     beyond, low, high, size = "", 0, 0, start
     while len(known) < GUESSES:
@@ -182,11 +195,19 @@ def _search(of: Callable[[int], Prediction], name: str, start: int, budget: int)
                 beyond, high = f"{name}={size} needs {known[size].needed / 1e9:.3g} GB", size
             else:
                 low = size
+        if len(known) == 2 and _alike(*known.values()):
+            a, b = sorted(known)
+            raise _WithoutEffect(f"a burst with {a} is one with {b}: its memory and its work do not depend on it")
         if high and high - low == 1:
             return Fit(name, low or None, known.get(low), beyond)
         size = _guess(known, low, high, budget)
     ended = f"the search ended after {GUESSES} sizes"
     return Fit(name, low or None, known.get(low), f"{ended}; {beyond}" if beyond else ended, largest=False)
+
+
+def _alike(a: Prediction, b: Prediction) -> bool:
+    """Whether nothing tells two predictions apart. More rows may fit beside a peak without them, but they compute."""
+    return a.parts == b.parts and a.needed == b.needed and a.flops == b.flops
 
 
 def _guess(known: Mapping[int, Prediction], low: int, high: int, budget: int) -> int:
@@ -237,6 +258,7 @@ def as_event(found: Prediction) -> dict[str, Any]:
         "parts": dict(found.parts),
         "peak": found.peak,
         "needed": found.needed,
+        "reserved": found.reserved,
         "seconds": dict(found.seconds),
         "flops": dict(found.flops),
         "guessed": found.guessed,

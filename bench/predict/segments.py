@@ -1,13 +1,18 @@
 """What torch's caching allocator reserves of a GPU for the blocks that it hands out, replayed.
 
 Blocks are cut from segments, out of the smallest free place that is large enough; small ones have segments of their
-own. No segment goes back before memory is short. What a kernel asks for inside itself, as cuBLAS its workspace, and
-what the driver keeps for the process are not in it.
+own. Segments go back only when the device has no more to give: then all that hold no block, before torch gives up. So
+there are two figures: what is reserved where there is room, and with how much it would do.
+
+Not in it: what a kernel asks for inside itself, as cuBLAS its workspace, what the driver keeps for the process, and
+that segments which went back are cut anew, in other sizes.
 
 Source: torch 2.13, c10/cuda/CUDACachingAllocator.cpp, with its default settings (no `expandable_segments`).
 """
 
 from __future__ import annotations
+
+import bisect
 
 from bench.predict.holes import Holes
 
@@ -31,7 +36,15 @@ class Segments:
         self.held = 0
         """Handed out: `torch.cuda.memory_allocated` [B]."""
         self.reserved = 0
-        """`torch.cuda.memory_reserved` [B]."""
+        """`torch.cuda.max_memory_reserved`, where there is room [B]."""
+        self.least = 0
+        """The most, at one time, in segments that hold a block: these cannot go back [B]."""
+        self._begins: list[int] = []
+        self._sizes: list[int] = []
+        """Of each segment, in the order of their places [B]."""
+        self._blocks: list[int] = []
+        """How many each segment holds."""
+        self._occupied = 0
         self._used: dict[int, tuple[int, int, Holes]] = {}
         self._small, self._large = Holes(), Holes()
         self._next = 0
@@ -49,11 +62,14 @@ class Segments:
             whole = size
         self._used[key] = (begin, whole, pool)
         self.held += whole
+        self._count(begin, 1)
+        self.least = max(self.least, self._occupied)
 
     def give(self, key: int) -> None:
         """Give a block back: it stays reserved."""
         begin, size, pool = self._used.pop(key)
         self.held -= size
+        self._count(begin, -1)
         begin, size, _ = pool.merged(begin, size)
         pool.open(begin, size, 0)
 
@@ -65,5 +81,15 @@ class Segments:
         begin = self._next
         self._next += whole + ROUNDED  # segments never merge
         self.reserved += whole
+        self._begins.append(begin)
+        self._sizes.append(whole)
+        self._blocks.append(0)
         pool.open(begin, whole, 0)
         return begin
+
+    def _count(self, begin: int, change: int) -> None:
+        """A block at this place came or went."""
+        segment = bisect.bisect_right(self._begins, begin) - 1
+        before = self._blocks[segment]
+        self._blocks[segment] += change
+        self._occupied += self._sizes[segment] * (bool(before + change) - bool(before))

@@ -48,7 +48,11 @@ class Allocator(Protocol):
 
     @property
     def reserved(self) -> int:
-        """What the device must have for it [B]."""
+        """The most that it took from a device with room [B]."""
+
+    @property
+    def least(self) -> int:
+        """With how much of a device it would do [B]."""
 
     def take(self, key: int, size: int) -> None: ...
     def give(self, key: int) -> None: ...
@@ -65,6 +69,8 @@ class Simulated:
     idle: int
     """What the allocator kept free at the peak [B]."""
     reserved: int
+    """What is taken from a device with room: at least the peak [B]."""
+    least: int
     """What the device must have: at least the peak [B]."""
     operator: str
     """What ran when the peak was reached."""
@@ -203,8 +209,8 @@ def simulate(
     except RuntimeError as error:  # as of a library that moves its modules: torch exchanges no tensors without contents
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise Unsupported(f"cannot be foreseen: tensors without contents do not bear it ({reason})") from error
-    needed = max(tracker.peak, allocator.reserved)
-    return Simulated(parts, tracker.idle, needed, tracker.operator, steps, tracker.guessed)
+    reserved, least = max(tracker.peak, allocator.reserved), max(tracker.peak, allocator.least)
+    return Simulated(parts, tracker.idle, reserved, least, tracker.operator, steps, tracker.guessed)
 
 
 def _burst(

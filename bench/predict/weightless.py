@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode, _pop_mode_temporarily
 
 from bench.errors import ModelError, Unsupported
 from bench.model_names import kind_of
 from bench.models import Source, Sources
+from bench.probes.tensors import StorageWatch
 
 LARGEST_REAL = 2**30
 """A workload that has the model write its data is given a real network of random weights, no larger than this [B]."""
@@ -48,6 +52,11 @@ class Weightless(Source):
             model = AutoModelForCausalLM.from_config(self.config, attn_implementation=attention, dtype=dtype)
         return networks.still(model)
 
+    def empty(self, attention: str = "sdpa") -> nn.Module:
+        """As of any source. Its weights are made one by one on the CPU and dropped at once, which no device sees."""
+        with unwatched():
+            return super().empty(attention)
+
     @cached_property
     def tokenizer(self) -> Any:
         """The model's own; where none is at hand, one of bytes: a text then has more tokens, none of another size."""
@@ -70,3 +79,11 @@ def sources(model: str, others: dict[str, str], dtype: str, seed: int = 0) -> So
     """
     helpers = {role: Weightless(name, role, dtype=dtype) for role, name in others.items()}
     return Sources(Weightless(model, dtype=dtype), helpers, seed)
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """What is made here counts only once a component names it."""
+    watched = isinstance(_get_current_dispatch_mode(), StorageWatch)
+    with _pop_mode_temporarily() if watched else contextlib.nullcontext():
+        yield

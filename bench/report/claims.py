@@ -70,7 +70,8 @@ def as_markdown(findings: Sequence[Finding], out: Path) -> str:
     lines += ["Drawn by `bench verify` from the records of the named runs; every interval stands alone.", ""]
     lines += [
         "REPRODUCED and CONTRADICTED are said where the paper's conditions hold, HOLDS HERE and DOES NOT HOLD HERE "
-        "elsewhere.",
+        "elsewhere. What is foreseen was simulated from shapes alone by `bench verify --foresee`: it is no measurement "
+        "and no verdict.",
         "",
         f"{_plain(summary(findings))}",
     ]
@@ -87,6 +88,8 @@ def as_markdown(findings: Sequence[Finding], out: Path) -> str:
             f"here: {_plain(figure(one))}",
             f"* {_plain(one.reason)}",
         ]
+        if one.foreseen:
+            lines.append(f"* foreseen: {_plain(one.foreseen)}")
         if one.run is not None:
             lines.append(f"* {_plain(one.subject)}; run {_plain(_named(one.run, out))}")
     return "\n".join(lines) + "\n"
@@ -107,6 +110,7 @@ def as_event(one: Finding, out: Path) -> dict[str, Any]:
         "low": one.low,
         "high": one.high,
         "reason": one.reason,
+        "foreseen": one.foreseen or None,
         "subject": one.subject,
         "run": None if one.run is None else _named(one.run, out),
     }
@@ -127,7 +131,9 @@ def summary(findings: Iterable[Finding]) -> str:
 
 
 def _why(one: Finding) -> str:
-    return one.reason if one.run is None else f"{one.reason} ({one.run.name})"
+    if one.run is None:
+        return f"{one.reason}; foreseen: {one.foreseen}" if one.foreseen else one.reason
+    return f"{one.reason} ({one.run.name})"
 
 
 def _named(run: Path, out: Path) -> str:

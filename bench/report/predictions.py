@@ -45,7 +45,7 @@ def caveats(found: Prediction) -> list[str]:
     lines = [f"limits: {found.setting.device.source}"]
     if found.calibration.unseen is None:
         hidden = "the C library's fragments, kernels' scratch, the interpreter" if kind == "cpu" else "workspaces"
-        extra = "" if kind == "cpu" else ", the driver's context"
+        extra = "" if kind == "cpu" else " (cuBLAS), the driver's context, what the GPU's kernels take otherwise"
         lines.append(f"not in it, for want of records of {kind}: {hidden}{extra}")
     else:
         share = f"{100 * found.calibration.unseen:+.0f} %"
@@ -170,7 +170,9 @@ def _subject(found: Prediction) -> str:
 
 
 def _reserved(found: Prediction) -> str:
-    return "" if found.needed == found.peak else f", {_bytes(found.needed)} reserved"
+    if found.reserved == found.peak:
+        return ""
+    return f"; torch reserves {_bytes(found.reserved)} where there is room, and can do with {_bytes(found.needed)}"
 
 
 def _fits(found: Prediction, budget: int | None) -> str:

@@ -51,6 +51,15 @@ class Dpo(PolicyTechnique):
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
+        Claim(
+            name="less_work_than_ppo",
+            statement="Lightweight, without sampling while it trains: a step takes less than one of PPO.",
+            source="Rafailov et al. 2023, Direct Preference Optimization, abstract",
+            expression="time_per_step(ppo) / time_per_step(dpo)",
+            expected=above(1.0),
+            conditions={"model": "*gpt2-large*", "workload": "imdb*"},
+            workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
+        ),
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "cdpo": {"objective": "cdpo", "label_smoothing": 0.1},

@@ -44,7 +44,9 @@ def quantised_model(source: Source, quantiser: Quantiser) -> nn.Module:
                     setattr(model.get_submodule(name), part, nn.Parameter(tensor, requires_grad=False))
             del moved
     model.tie_weights()
-    model.to(source.device)  # buffers: all weights are there already
+    for module in model.modules():  # all weights are there already
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(source.device))
     return model
 
 

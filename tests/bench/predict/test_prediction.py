@@ -38,7 +38,7 @@ def setting(device: Device = DEVICE, **workload: Any) -> Setting:
 def of(needed: Callable[[int], float], tried: list[int]) -> Any:
     def at(value: int) -> Any:
         tried.append(value)
-        return SimpleNamespace(needed=needed(value))
+        return SimpleNamespace(needed=needed(value), parts={}, flops={"train": value})
 
     return at
 
@@ -87,11 +87,24 @@ def test_a_search_ends_where_the_workload_ends() -> None:
     def at(value: int) -> Any:
         if value > 40:
             raise Unsupported("the context ends")
-        return SimpleNamespace(needed=value)
+        return SimpleNamespace(needed=value, parts={}, flops={})
 
     fit = _search(at, "sequence", 16, 10**6)
     assert fit.value == 40
     assert fit.beyond == "the context ends"
+
+
+@pytest.mark.parametrize("budget", [10**9, 1])
+def test_a_field_that_changes_nothing_is_refused(budget: int) -> None:
+    with pytest.raises(UsageError, match=r"largest 'items'.*do not depend on it; name model or one of .*batch_size"):
+        largest(setting(), "items", budget)
+
+
+def test_more_rows_that_fit_beside_a_peak_without_them_are_still_searched_for() -> None:
+    def at(value: int) -> Any:
+        return SimpleNamespace(needed=max(100, 3 * value), parts={}, flops={"train": value})
+
+    assert _search(at, "rows", 1, 120).value == 40
 
 
 def test_a_field_that_is_no_number_is_refused() -> None:
@@ -117,8 +130,8 @@ def test_time_is_bound_by_the_slower_limit() -> None:
 
 def test_on_a_gpu_what_is_reserved_must_be_there() -> None:
     found = predict(setting(LISTED["h100"]))
-    assert found.needed > found.peak
-    assert found.needed % (2 * 2**20) == 0
+    assert found.reserved >= found.needed > found.peak
+    assert found.needed % (2 * 2**20) == found.reserved % (2 * 2**20) == 0
     assert "runtime" not in found.parts
 
 

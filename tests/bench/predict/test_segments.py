@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bench.predict.segments import Segments
 
@@ -62,3 +64,43 @@ def test_holes_of_two_segments_are_not_one() -> None:
     pool.give(2)
     pool.take(3, 64 * MIB)
     assert pool.reserved == 128 * MIB
+
+
+def test_what_holds_no_block_could_go_back() -> None:
+    pool = Segments()
+    pool.take(1, 64 * MIB)
+    pool.give(1)
+    pool.take(2, 128 * MIB)
+    assert (pool.reserved, pool.least) == (192 * MIB, 128 * MIB)
+    pool.take(3, 16 * MIB)  # out of the first segment, of which no part can go back now
+    assert (pool.reserved, pool.least) == (192 * MIB, 192 * MIB)
+
+
+def test_a_segment_is_held_until_its_last_block_is_given_back() -> None:
+    pool = Segments()
+    for key in (1, 2):
+        pool.take(key, 8 * MIB)  # both in one segment of 20 MiB
+    pool.give(1)
+    pool.take(3, 32 * MIB)
+    assert pool.least == 52 * MIB
+    pool.give(2)
+    pool.take(4, 64 * MIB)
+    assert pool.least == 96 * MIB
+    assert pool.reserved == 116 * MIB
+
+
+@settings(deadline=None, database=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(1, 40 * MIB)), max_size=60))
+def test_the_least_lies_between_what_is_handed_out_and_what_is_reserved(moves: list[tuple[int, int]]) -> None:
+    pool = Segments()
+    live: set[int] = set()
+    most = 0
+    for key, size in moves:
+        if key in live:
+            pool.give(key)
+            live.remove(key)
+        else:
+            pool.take(key, size)
+            live.add(key)
+        most = max(most, pool.held)
+        assert most <= pool.least <= pool.reserved

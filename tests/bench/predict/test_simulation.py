@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bench import registry
 from bench.errors import Unsupported
 from bench.models import Source, Sources
 from bench.predict.heap import Heap
-from bench.predict.simulation import Simulated, simulate
+from bench.predict.simulation import Simulated, Tracker, simulate
 from bench.predict.weightless import sources
 from bench.probes.tensors import StorageWatch
 from bench.technique import Technique
@@ -36,7 +38,7 @@ class Free:
     def held(self) -> int:
         return sum(self.sizes.values())
 
-    reserved = held
+    reserved = least = held
 
     def take(self, key: int, size: int) -> None:
         self.sizes[key] = size
@@ -108,6 +110,9 @@ def really(technique: Technique, workload: Workload, model: str, dtype: str = "f
         ("mezo", TRAINING, {}),
         ("full_cache", CONTEXT, {}),
         ("snapkv", CONTEXT, {"ratio": 0.5}),
+        ("kv_int8", CONTEXT, {}),
+        ("kivi", CONTEXT, {"group": 8, "residual": 32}),
+        ("fastgen", CONTEXT, {"recovery": 1.0}),
         ("dpo", PAIRS, {"rank": 4}),
     ],
 )
@@ -120,6 +125,15 @@ def test_it_holds_what_a_real_burst_holds(
     for component, size in real.items():
         if size > 0.1 * found.live:
             assert found.parts[component] == pytest.approx(size, rel=0.03), component
+
+
+@pytest.mark.parametrize("backend", ["reference", "bitsandbytes"])
+def test_a_model_of_four_bits_is_foreseen_in_sixteen_as_in_thirty_two(backend: str) -> None:
+    asked = pair("qlora", TRAINING, rank=4, backend=backend)
+    narrow, wide = (foreseen(*asked, "tiny:llama", dtype) for dtype in ("bfloat16", "float32"))
+    assert narrow.parts["quantisation_constants"] == wide.parts["quantisation_constants"] > 0
+    assert narrow.parts["adapters"] == wide.parts["adapters"]
+    assert narrow.parts["weights"] < wide.parts["weights"]  # the embeddings stay as they are
 
 
 def test_the_dtype_counts() -> None:
@@ -166,6 +180,12 @@ def test_numbers_that_only_weights_give_are_counted() -> None:
     assert foreseen(*pair("streaming_llm", CONTEXT), "tiny:llama").guessed > 0
 
 
+def test_heads_that_choose_for_themselves_are_taken_to_keep_everything() -> None:
+    chooses, keeps = (foreseen(*pair("fastgen", CONTEXT, recovery=share), "tiny:llama") for share in (0.9, 1.0))
+    assert chooses.guessed > 0
+    assert chooses.parts["kv_cache"] == keeps.parts["kv_cache"] > 0
+
+
 def test_a_library_that_reads_the_weights_itself_is_refused() -> None:
     with pytest.raises(Unsupported, match="cannot be foreseen"):
         foreseen(*pair("peft_qlora", TRAINING, rank=4), "tiny:llama")
@@ -176,6 +196,21 @@ def test_what_torch_refuses_on_tensors_without_contents_is_one_line(technique: s
     with pytest.raises(Unsupported, match=r"cannot be foreseen: .*Couldn't swap") as error:
         foreseen(*pair(technique, TRAINING), "tiny:llama")
     assert "\n" not in str(error.value)
+
+
+def test_a_network_to_be_filled_layer_by_layer_takes_nothing_before() -> None:
+    tracker = Tracker(Heap())
+    source = sources("tiny:llama", {}, "float32").target
+    gc.collect()
+    gc.disable()  # what reference cycles keep must not count either
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), tracker:
+            model = source.empty()
+            assert torch.empty(7).shape == (7,)
+    finally:
+        gc.enable()
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+    assert tracker.peak < 1000 < source.parameters
 
 
 def test_no_mode_and_no_weight_is_left_behind() -> None:
