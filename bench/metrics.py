@@ -135,6 +135,15 @@ GLOSSARY = _glossary(
     ),
     Metric("reserved_memory", "memory", "B", "lower", "Highest memory the CUDA allocator reserved.", 0.01),
     Metric(
+        "process_memory",
+        "memory",
+        "B",
+        "lower",
+        "What the driver counts for the process on its GPU behind a burst: all that torch reserved, the context, the "
+        "kernels. On a CPU peak_memory is that of the process.",
+        0.01,
+    ),
+    Metric(
         "held_memory",
         "memory",
         "B",

@@ -120,10 +120,10 @@ class Runner:
                 self._fail(cell, {"model": None}, failure, "build")
             return None
         self.run.write_inputs(comparison.id, inputs)
-        manifest = self.run.manifest
-        read = {kind: inputs[kind] for kind in ("data", "models") if inputs.get(kind)}
-        known = {kind: {**manifest.get(kind, {}), comparison.id: found} for kind, found in read.items()}
-        self.run.write_manifest({**manifest, **known})
+        if read := {kind: inputs[kind] for kind in ("data", "models") if inputs.get(kind)}:
+            manifest = self.run.manifest
+            known = {kind: {**manifest.get(kind, {}), comparison.id: found} for kind, found in read.items()}
+            self.run.write_manifest({**manifest, **known})
         return inputs
 
     def _quality(self, cell: Cell, inputs: dict[str, Any]) -> None:

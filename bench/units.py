@@ -159,6 +159,7 @@ def _memory(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
         found = {
             "peak_memory": memory["peak"],
             "reserved_memory": memory["reserved"],
+            "process_memory": memory["process"] if isinstance(memory.get("process"), int) else None,
             "held_memory": memory["named"],
             "kv_cache_bytes": memory["largest"].get("kv_cache"),
         }

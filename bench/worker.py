@@ -7,6 +7,7 @@ takes, and on a CPU runs under a memory limit.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import math
@@ -31,7 +32,8 @@ def harden(parent: int, memory_limit: int | None) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             sys.exit(1)
-        with open("/proc/self/oom_score_adj", "w") as score:
+        # some sandboxes have no such file: then the kernel chooses by itself
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
             score.write("1000")
     if memory_limit:
         resource.setrlimit(resource.RLIMIT_DATA, (memory_limit, memory_limit))

@@ -54,7 +54,9 @@ class Weightless(Source):
 
     def empty(self, attention: str = "sdpa") -> nn.Module:
         """As of any source. Its weights are made one by one on the CPU and dropped at once, which no device sees."""
-        with unwatched():
+        from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+        with unwatched(), unset_fake_temporarily():
             return super().empty(attention)
 
     @cached_property

@@ -176,7 +176,8 @@ class MemoryProbe:
     def read(self) -> dict[str, Any]:
         """Bytes, unknown ones as None with the reason.
 
-        peak: of the device; reserved, process: see the module.
+        peak: of the device; reserved, process: see the module, with `process_reason` where the driver does not tell.
+        device: in use on the whole GPU when the burst was over, by whomever; CUDA only.
         runtime: resident before the technique prepared anything.
         components, named: what `holdings()` holds at the most, exact; largest: each component's own most.
         mapped: of these, what lies in mapped files.
@@ -194,6 +195,8 @@ class MemoryProbe:
             "peak": None,
             "reserved": None,
             "process": None,
+            "process_reason": "",
+            "device": None,
             "runtime": self.before.get("now"),
             "components": self.fullest,
             "largest": self.largest,
@@ -214,7 +217,9 @@ class MemoryProbe:
             torch.cuda.synchronize()
             report["peak"] = torch.cuda.max_memory_allocated()
             report["reserved"] = torch.cuda.max_memory_reserved()
-            report["process"] = _nvml_process()
+            report["process"], report["process_reason"] = nvml_process()
+            free, there = torch.cuda.mem_get_info()
+            report["device"] = there - free
         elif not self.reason:
             report["process"] = resident.process_status()
             report["peak"] = report["process"].get("peak")
@@ -248,17 +253,19 @@ class MemoryProbe:
         }
 
 
-def _nvml_process() -> int | None:
-    """What the driver counts for this process on its GPU [B]."""
+def nvml_process() -> tuple[int | None, str]:
+    """What the driver counts for this process on its GPU [B], or None and why it is not known."""
     import pynvml
 
     try:
         pynvml.nvmlInit()
         uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle):
-            if process.pid == os.getpid():
-                return int(process.usedGpuMemory) if process.usedGpuMemory else None
-    except pynvml.NVMLError:
-        return None
-    return None
+        listed = {one.pid: one.usedGpuMemory for one in pynvml.nvmlDeviceGetComputeRunningProcesses(handle)}
+    except pynvml.NVMLError as error:
+        return None, f"NVML: {error}"
+    if os.getpid() not in listed:
+        return None, f"NVML lists {len(listed)} processes and not this one, as in a container"
+    if not listed[os.getpid()]:
+        return None, "NVML lists this process without its memory"
+    return int(listed[os.getpid()]), ""

@@ -143,3 +143,13 @@ def test_the_size_of_a_file_has_no_items(seeds: int) -> None:
     found = units.of(records)
     assert found["adapter_bytes"] == (dict.fromkeys(range(seeds), 800.0), "seeds")
     assert found["nll"][1] == ("seeds" if seeds == 5 else "items")
+
+
+def test_what_the_driver_counts_is_a_figure_where_it_tells() -> None:
+    def memory(process: Any) -> dict[str, tuple[dict[int, float], str]]:
+        held = {"peak": 10, "reserved": 12, "process": process, "named": 8, "largest": {}}
+        return units.of([{"seed": 0, "rounds": [{"round": 0, "bursts": [], "memory": held}], "quality": None}])
+
+    assert memory(14)["process_memory"] == ({0: 14.0}, "rounds")
+    for unknown in (None, {"peak": 10}):  # a CPU's process says more than one number
+        assert "process_memory" not in memory(unknown)

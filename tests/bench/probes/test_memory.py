@@ -3,10 +3,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import mmap
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from bench.probes import memory, resident
-from bench.probes.memory import Gauge, MemoryProbe, bytes_held, reset_peak
+from bench.probes.memory import Gauge, MemoryProbe, bytes_held, nvml_process, reset_peak
 from bench.probes.resident import process_status
 from bench.probes.tensors import StorageWatch
 from bench.technique import Phase, Prepared, Step, unmarked
@@ -368,6 +370,41 @@ def test_cuda_peak() -> None:
     probe.follow(burst())
     report = probe.read()
     assert report["peak"] - before == pytest.approx(64 * MIB, rel=0.05)
-    assert report["process"] > report["peak"]
+    assert report["device"] > report["peak"]
+    if report["process"] is None:
+        assert report["process_reason"], "a container may hide it, and says so"
+    else:
+        assert report["process"] > report["peak"]
     assert report["parts"]["activations"] == 64 * MIB
     assert not {"runtime", "files", "allocator"} & set(report["parts"])
+
+
+@pytest.mark.parametrize(
+    ("listed", "found", "reason"),
+    [
+        ({os.getpid(): 7 * MIB, 1: MIB}, 7 * MIB, ""),
+        ({1: MIB}, None, "NVML lists 1 processes and not this one"),
+        ({os.getpid(): None}, None, "without its memory"),
+        (None, None, "NVML: "),
+    ],
+)
+def test_what_the_driver_says_of_this_process(
+    listed: dict[int, int | None] | None, found: int | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the driver: in a container it may list other processes, or none."""
+    import pynvml
+
+    def processes(handle: object) -> list[SimpleNamespace]:
+        if listed is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for pid, used in listed.items()]
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: SimpleNamespace(uuid="0"))
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", lambda uuid: uuid)
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", processes)
+    process, why = nvml_process()
+    assert process == found
+    assert why.startswith(reason) if reason.startswith("NVML") else reason in why
+    assert bool(why) == (process is None)
