@@ -21,7 +21,7 @@ GATE_STEPS = 32
 GATE_ROWS = 2
 """Contexts that the mask oracle reads at most: of one batch, to see rows mixed up."""
 GATE_CONTEXT = 4096
-"""Of a context, the latest tokens that the mask oracle reads at most: its time grows with their square [tokens]."""
+"""Of a context, the first tokens that the mask oracle reads at most: its time grows with their square [tokens]."""
 SHOWN_TOKENS = 16
 """End of a context that is shown beside its continuation [tokens]."""
 
@@ -177,8 +177,7 @@ class KVCacheWorkload(Workload):
             return
         behind = ids.shape[1] - context
         steps = min(behind - 1, GATE_STEPS)
-        left_out = max(context - GATE_CONTEXT, 0)
-        rows, context = ids[: min(self.batch, GATE_ROWS), left_out:], context - left_out
+        rows, context = ids[: min(self.batch, GATE_ROWS)], min(context, GATE_CONTEXT)
         # the sizes of the scored job, so that the budget is what it is there
         cache = technique.cache(prepared, len(rows), context, behind)
         judge = kv_rounding.gate if any(isinstance(a, kv.LossyLayer) for a in cache.layers) else kv_oracle.gate

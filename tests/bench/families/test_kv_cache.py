@@ -184,7 +184,7 @@ def test_items_do_not_depend_on_the_batch():
     assert alone.metrics["nll"] == pytest.approx(together.metrics["nll"], abs=1e-5)
 
 
-def test_of_a_long_context_the_oracle_reads_the_latest_tokens(monkeypatch: pytest.MonkeyPatch):
+def test_of_a_long_context_the_oracle_reads_the_first_tokens(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kv_cache_workload, "GATE_CONTEXT", 40)
     gate = score(StreamingLlm(window=8)).gates[2]
     assert gate.passed
