@@ -16,7 +16,7 @@ import typer
 
 from bench.checkup import doctor
 from bench.errors import BenchError, StoreError, UsageError
-from bench.options import Device, Draft, Form, Model, Sets, Wanted, printer
+from bench.options import Device, Draft, Form, Model, Reference, Sets, Wanted, printer
 from bench.outlook import predict
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def run(
     wanted: Wanted = None,
     model: Model = None,
     draft: Draft = None,
+    reference: Reference = None,
     data: Annotated[
         Path | None, typer.Option(help="Your own data, for every workload that reads a file, or hub:OWNER/NAME/FILE.")
     ] = None,
@@ -77,6 +78,7 @@ def run(
     asked: dict[str, Any] = {
         "model": model,
         "draft": draft,
+        "reference": reference,
         "data": data,
         "judge": judge,
         "max_time": max_time,

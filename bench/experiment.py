@@ -90,9 +90,9 @@ class Experiment:
 
     @property
     def models(self) -> list[str]:
-        """All that the comparisons read: the targets and their drafts."""
-        named = [name for one in self.comparisons for name in (one.model, self.settings.draft_for(one.model))]
-        return sorted({name for name in named if name})
+        """All that the comparisons read: the targets and their helper networks."""
+        targets = {one.model for one in self.comparisons}
+        return sorted(targets.union(*(self.settings.helpers_of(target).values() for target in targets)))
 
     @property
     def hash(self) -> str:
@@ -117,7 +117,7 @@ def check(data: Mapping[str, Any], origin: str, weights: bool = True) -> Experim
     problems: list[Problem] = []
     head = {key: value for key, value in data.items() if key != "comparisons"}
     settings = _validated(Settings, head, "", problems)
-    for role in ("model", "draft"):
+    for role in ("model", "draft", "reference"):
         if isinstance(head.get(role), str):
             _check_model(head[role], role, problems, weights)
     comparisons: list[Comparison] = []

@@ -12,6 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+VECTOR_UNITS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 BF16",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+    "sve": "SVE",
+    "neon": "NEON",
+}
+"""Flag -> what a device is called by, the ablest first: a virtual machine's CPUs may share a name and not these."""
 FLAGS = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_tile", "neon", "sve", "bf16")
 SYS = Path("/sys")
 PROC = Path("/proc")
@@ -64,6 +73,12 @@ def cpu_flags() -> set[str]:
 
 def cpu_name() -> str:
     return _first("model name") or platform.processor() or platform.machine()
+
+
+def vector_units() -> str | None:
+    """The ablest instructions that models are computed with, None where no known flag is set."""
+    flags = cpu_flags()
+    return next((name for flag, name in VECTOR_UNITS.items() if flag in flags), None)
 
 
 def affinity() -> int | None:

@@ -100,7 +100,8 @@ def device_name(device: str) -> str:
         import torch
 
         return torch.cuda.get_device_name()
-    return f"{machine.cpu_name()}, {os.cpu_count()} cores"
+    units = machine.vector_units()
+    return f"{machine.cpu_name()}{f' ({units})' if units else ''}, {os.cpu_count()} cores"
 
 
 def torch_facts() -> dict[str, Any]:

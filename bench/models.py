@@ -306,6 +306,20 @@ class Sources:
             raise Unsupported(f"needs a {role} model: name one with --{role} ID_OR_PATH")
         return self.others[role]
 
+    def helper(self, role: str) -> Source:
+        """The source of a helper network that is given the target's tokens.
+
+        Raises:
+            Unsupported: the run names none for this role, or one whose tokens mean different text.
+        """
+        source = self.get(role)
+        if source.tokenizer.get_vocab() != self.target.tokenizer.get_vocab():
+            raise Unsupported(
+                f"{role} {source.name} has another vocabulary than {self.target.name}: "
+                f"their tokens mean different text; name one with the same tokenizer"
+            )
+        return source
+
     @property
     def versions(self) -> dict[str, dict[str, Any]]:
         """Role -> name and revision of its model."""

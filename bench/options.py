@@ -14,6 +14,7 @@ Wanted = Annotated[list[str] | None, typer.Argument(help="Configs, families or t
 Model = Annotated[str | None, typer.Option("--model", help="smollm2-135m, tiny:*, synthetic:*, hub id or folder.")]
 Device = Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")]
 Draft = Annotated[str | None, typer.Option("--draft", help="Draft model of speculative techniques.")]
+Reference = Annotated[str | None, typer.Option("--reference", help="What dpo with reference=model is held to.")]
 Form = Literal["table", "md", "json", "csv"]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; a list of values spans an axis.")]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bench.errors import Unsupported, UsageError
-from bench.options import Draft, Model, Sets, printer
+from bench.options import Draft, Model, Reference, Sets, printer
 
 if TYPE_CHECKING:
     from bench.experiment import Experiment
@@ -27,6 +27,7 @@ def predict(
     ] = None,
     model: Model = None,
     draft: Draft = None,
+    reference: Reference = None,
     settings: Sets = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, or one that is not here: h200, h100, a100, a100-40gb.")
@@ -46,15 +47,16 @@ def predict(
     Exit 3: something could not be foreseen.
     """
     if check:
-        if model or draft or settings or budget or largest:
+        if model or draft or reference or settings or budget or largest:
             raise UsageError("--check predicts what a run holds: of the other options only --out and --json go with it")
         _check(check, wanted or [], out, as_json)
         return
     if not wanted:
         raise UsageError("predict: name a technique, as qlora, or --check RUN")
     limit = None if budget is None else size(budget)
+    helpers = {role: name for role, name in (("draft", draft), ("reference", reference)) if name}
     console, unforeseen = printer(), False
-    for setting in _settings(wanted, model, draft, settings or [], device):
+    for setting in _settings(wanted, model, helpers, settings or [], device):
         try:
             _tell(setting, limit, largest or [], out, as_json)
         except Unsupported as error:
@@ -79,7 +81,7 @@ def size(text: str) -> int:
 
 
 def _settings(
-    wanted: list[str], model: str | None, draft: str | None, settings: list[str], device: str
+    wanted: list[str], model: str | None, helpers: dict[str, str], settings: list[str], device: str
 ) -> list[Setting]:
     from bench import experiment, manifest, suites
     from bench.predict import devices
@@ -87,9 +89,7 @@ def _settings(
     raw, origin = suites.find(wanted, "cpu")
     if model is not None:
         raw = suites.retarget(raw, model)
-    if draft is not None:
-        raw["draft"] = draft
-    checked = experiment.check(suites.override(raw, settings), origin, weights=False)
+    checked = experiment.check(suites.override(raw | helpers, settings), origin, weights=False)
     if device in devices.LISTED:
         dtype = manifest.resolve_dtype(checked.settings.dtype, "cuda")
     else:
@@ -102,8 +102,7 @@ def _arms(checked: Experiment, device: Device, dtype: str) -> list[Setting]:
 
     found = []
     for one in checked.comparisons:
-        draft = checked.settings.draft_for(one.model)
-        others = {"draft": draft} if draft else {}
+        others = checked.settings.helpers_of(one.model)
         found += [
             Setting(arm.label, arm.technique, one.workload, one.model, device, dtype, others, checked.settings.seeds[0])
             for arm in one.arms

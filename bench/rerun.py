@@ -54,7 +54,7 @@ def settings(
     for place in files:
         place.holder[place.key] = data_files.pinned(str(place.value), manifest.get("data"))
     _fill(files, [str(path) for path in data], "--data", "file", run)
-    named = [*_places(raw, _blocks, "model"), *_places(raw, _blocks, "draft")]
+    named = [place for role in ("model", "draft", "reference") for place in _places(raw, _blocks, role)]
     for place in named:
         place.holder[place.key] = hub_model.pinned(str(place.value), manifest.get("models"))
     _fill([place for place in named if _is_folder(place.value)], list(models), "--model", "folder", run)

@@ -40,6 +40,8 @@ class Settings(BaseModel):
     """The target: smollm2-135m, tiny:*, synthetic:*, a hub id or ID@REVISION, a folder."""
     draft: str | None = None
     """The draft of speculative techniques; the embedded model brings its own."""
+    reference: str | None = None
+    """What `dpo` with reference=model is held to, in place of the policy's own start."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Of weights and computation; auto: bfloat16 where the device computes in it, else float32."""
@@ -62,9 +64,10 @@ class Settings(BaseModel):
     profile: bool = False
     """Also time the phases inside a step."""
 
-    def draft_for(self, target: str) -> str | None:
-        """The draft that the run names, else the one that comes with the target."""
-        return self.draft or model_names.draft_of(target)
+    def helpers_of(self, target: str) -> dict[str, str]:
+        """Role -> helper network: those that the run names, and the draft that comes with the target."""
+        named = {"draft": self.draft or model_names.draft_of(target), "reference": self.reference}
+        return {role: name for role, name in named.items() if name}
 
     @property
     def looks(self) -> tuple[int, ...]:

@@ -77,10 +77,9 @@ class Workers:
 
     def setting(self, comparison: Comparison) -> dict[str, Any]:
         """What a process is told first."""
-        draft = self.settings.draft_for(comparison.model)
         return {
             "model": comparison.model,
-            "others": {"draft": draft} if draft else {},
+            "others": self.settings.helpers_of(comparison.model),
             "device": self.device,
             "dtype": self.dtype,
             "plugins": list(self.plugins),

@@ -81,9 +81,10 @@ class Dpo(PolicyTechnique):
     """Share of labels that are taken to be wrong, for `cdpo` and `robust`; 0 makes them `sigmoid`."""
     nll_weight: float = Field(default=0.0, ge=0)
     """Of the chosen completion's negative log-likelihood per token, added to the loss (Pang et al. 2024, RPO)."""
-    reference: Literal["adapters_off", "copy", "precomputed"] = "adapters_off"
+    reference: Literal["adapters_off", "copy", "precomputed", "model"] = "adapters_off"
     """`adapters_off`: no memory of its own; `copy`: a second frozen network, as the paper's code has it;
-    `precomputed`: two numbers a pair, made with the pairs and not in the step."""
+    `precomputed`: two numbers a pair, made with the pairs and not in the step; `model`: another network, the run's
+    `reference`, which the loss alone knows: margins and divergences are from the policy's start, as those of all."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

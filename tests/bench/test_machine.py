@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from bench import machine
+from bench import machine, manifest
 
 
 @pytest.fixture
@@ -50,6 +51,20 @@ def test_clocks_that_are_hidden_are_unknown_and_say_why(kernel: Path) -> None:
     assert all(clocks["reasons"].values())
     assert machine.cpu_name() == "A CPU"
     assert machine.cpu_flags() == {"fpu", "avx2"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("fpu avx2", "A CPU (AVX2)"),
+        ("avx2 avx512f avx512_bf16", "A CPU (AVX-512 BF16)"),
+        ("avx512f avx2", "A CPU (AVX-512)"),
+        ("fpu", "A CPU"),
+    ],
+)
+def test_cpus_of_one_name_are_told_apart_by_what_they_compute_with(kernel: Path, flags: str, name: str) -> None:
+    write(kernel / "proc/cpuinfo", f"model name\t: A  CPU\nflags\t\t: {flags}")
+    assert manifest.device_name("cpu") == f"{name}, {os.cpu_count()} cores"
 
 
 def test_the_tightest_limit_of_the_groups_above_counts(kernel: Path, monkeypatch: pytest.MonkeyPatch) -> None:

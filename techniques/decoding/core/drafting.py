@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from bench.errors import Unsupported
 from bench.families import attention
 from bench.families import cache as kv
 from bench.families.decoding import Batch, DecodingJob, DecodingPrepared, best_of
@@ -40,12 +39,7 @@ def prepare(prepared: DecodingPrepared, sources: Sources, packed: bool = True) -
     Raises:
         Unsupported: there is none, or it does not speak the target's vocabulary.
     """
-    source = sources.get("draft")
-    if source.tokenizer.get_vocab() != sources.target.tokenizer.get_vocab():
-        raise Unsupported(
-            f"draft {source.name} has another vocabulary than {sources.target.name}: their tokens mean different text"
-        )
-    model = source.model()
+    model = sources.helper("draft").model()
     if packed:
         attention.pack(model)
     prepared.helpers = (model,)

@@ -42,9 +42,18 @@ class PolicyTechnique(Preference):
         return self.start(sources)
 
     def start(self, sources: Sources, reference: str = "") -> TrainedPrepared:
-        """The policy before its first step, and a frozen copy of it where `reference` is "copy"."""
+        """The policy before its first step, and what it is held to: where `reference` is "copy" a frozen copy of it,
+        where it is "model" the run's reference.
+
+        Raises:
+            Unsupported: the run names no reference, or one with another vocabulary.
+        """
         target = sources.target
-        helpers = (self._frozen(target),) if reference == "copy" else ()
+        helpers: tuple[nn.Module, ...] = ()
+        if reference == "copy":
+            helpers = (self._frozen(target),)
+        elif reference == "model":
+            helpers = (self._frozen(sources.helper("reference")),)
         if self.policy != "full":
             generator = torch.Generator().manual_seed(sources.seed)
             model = attach(self._frozen(target), self.rank, self.alpha, 0.0, self.targets, generator)
@@ -94,6 +103,8 @@ class PolicyTechnique(Preference):
             )
         if reference == "precomputed" and self.policy == "4bit":
             raise ValueError("reference=precomputed is of the 16-bit model; a policy=4bit needs adapters_off or copy")
+        if reference == "model" and self.policy == "4bit":
+            raise ValueError("reference=model is held in 16 bits; a policy=4bit needs adapters_off or copy")
 
 
 @contextlib.contextmanager

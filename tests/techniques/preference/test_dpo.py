@@ -17,6 +17,7 @@ from bench.families.completions import completion_logprobs
 from bench.families.preference import Pair, PreferenceJob, collate
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
+from benchmarks.preference.continuation_pairs import ContinuationPairs
 from techniques.finetuning.core.lora import adapters_off
 from techniques.preference.dpo import Dpo
 
@@ -260,3 +261,52 @@ def test_nothing_is_left_on_between_steps():
 def test_parameters_survive_json():
     technique = Dpo(beta=0.5, reference="copy", targets=("q_proj",), objective="ipo")
     assert Dpo.model_validate_json(technique.model_dump_json()) == technique
+
+
+# a reference of another kind
+
+
+def other(name: str = "tiny:qwen3") -> Sources:
+    return Sources(Source("tiny:llama"), {"reference": Source(name, "reference")})
+
+
+@pytest.mark.parametrize("policy", ["adapters", "full"])
+def test_held_to_another_network(policy: str):
+    technique = Dpo(reference="model", policy=policy, beta=0.3)
+    prepared = technique.prepare(other())
+    theirs = completion_logprobs(Source("tiny:qwen3").model(), BATCH.texts).detach()
+    ours = completion_logprobs(Source("tiny:llama").model(), BATCH.texts).detach()
+    chosen, rejected = (ours - theirs).chunk(2)
+    expected = -torch.nn.functional.logsigmoid(0.3 * (chosen - rejected)).mean()
+    assert float(technique.loss(prepared, BATCH).detach()) == pytest.approx(float(expected), abs=1e-5)
+    assert abs(float(expected) - math.log(2)) > 1e-3
+    assert not any(p.requires_grad for p in prepared.helpers[0].parameters())
+
+
+def test_margins_are_from_the_policys_own_start_whatever_it_is_held_to():
+    workload = ContinuationPairs(items=4, steps=1, batch_size=2, pairs=4)
+    sources = other()
+    technique = Dpo(reference="model", learning_rate=1e-12)
+    quality = workload.quality(
+        technique, technique.prepare(sources), workload.build(sources, 0), 0, sources.target, None
+    )
+    assert all(gate.passed for gate in quality.gates), quality.gates
+    assert quality.metrics["preference_margin"] == pytest.approx([0.0] * 4, abs=1e-4)
+
+
+def test_a_reference_with_another_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch):
+    sources = other()
+    vocabulary = {**sources.target.tokenizer.get_vocab(), "more": 263}
+    monkeypatch.setattr(sources.get("reference").tokenizer, "get_vocab", lambda: vocabulary)
+    with pytest.raises(Unsupported, match=r"^reference tiny:qwen3 has another vocabulary than tiny:llama"):
+        Dpo(reference="model").prepare(sources)
+
+
+def test_a_reference_that_the_run_does_not_name():
+    with pytest.raises(Unsupported, match="--reference ID_OR_PATH"):
+        arm(reference="model")
+
+
+def test_a_policy_of_4_bits_is_held_to_its_own_network():
+    with pytest.raises(ValidationError, match="reference=model is held in 16 bits"):
+        Dpo(policy="4bit", reference="model")
