@@ -68,6 +68,8 @@ def ledger(
 ) -> list[Finding]:
     """Every claim of these techniques, once for each setting in which it was looked at; the newest run of a setting.
 
+    Settings that agree on an exact figure count as one.
+
     Args:
         runs: newest first. Those that cannot be read are left out.
         foreseen: technique and claim -> what simulation says, for claims that no record decides.
@@ -83,8 +85,21 @@ def ledger(
                         seen.setdefault(finding.subject, replace(finding, run=run.folder))
             said = (foreseen or {}).get((entry.name, claim.name), "")
             unseen = Finding(entry.name, claim, Outcome.UNTESTABLE, missing(claim), foreseen=said)
-            found += seen.values() or [unseen]
+            found += _folded(seen.values()) or [unseen]
     return found
+
+
+def _folded(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding for all settings in which an exact figure reads the same: a repeat is no more evidence."""
+    groups: dict[Any, list[Finding]] = {}
+    for one in findings:
+        exact = one.value is not None and one.low is not None and one.low == one.high
+        key = (one.outcome, one.reason, f"{one.value:.4g}") if exact else one.subject
+        groups.setdefault(key, []).append(one)
+    return [
+        replace(first, reason=f"{first.reason}, and so in {len(more)} more settings" if more else first.reason)
+        for first, *more in groups.values()
+    ]
 
 
 def published(out: Path) -> list[Run]:

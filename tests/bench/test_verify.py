@@ -153,6 +153,19 @@ def test_another_machine_is_another_line(tmp_path: Path) -> None:
     assert found[1].reason.startswith("device is cpu, not cuda; 6 rounds")
 
 
+def test_settings_that_agree_on_an_exact_figure_are_one_line(tmp_path: Path) -> None:
+    for day, (name, held) in enumerate([("one", 4e8), ("two", 5e8), ("three", 4e8), ("four", 4e8)]):
+        environment = {**ENVIRONMENT, "device": {**DEVICE, "name": name}}
+        run(tmp_path / "x" / f"2026010{day}T000000Z_m_c", [record("arm", held=held, environment=environment)])
+    held, nll = claim("held_memory(arm)"), claim("nll(arm)")
+    found = ledger([entry(held)], published(tmp_path))
+    assert [(one.value, one.reason) for one in found] == [(4e8, "exact, and so in 2 more settings"), (5e8, "exact")]
+    assert found[0].run is not None
+    assert found[0].run.name.startswith("20260103"), "the newest of them"
+    # each of four measurements with an interval is evidence
+    assert len(ledger([entry(nll)], published(tmp_path))) == 4
+
+
 def test_a_damaged_run_is_left_out(tmp_path: Path) -> None:
     run(tmp_path / "x" / "1", [record("base", seconds=2.0), record("arm", seconds=1.0)])
     (tmp_path / "x" / "2").mkdir()
