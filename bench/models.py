@@ -315,8 +315,8 @@ class Sources:
         source = self.get(role)
         if source.tokenizer.get_vocab() != self.target.tokenizer.get_vocab():
             raise Unsupported(
-                f"{role} {source.name} has another vocabulary than {self.target.name}: "
-                f"their tokens mean different text; name one with the same tokenizer"
+                f"{role} {source.name} has another vocabulary than {self.target.name}, so their tokens mean different "
+                "text; name one with the same tokenizer"
             )
         return source
 

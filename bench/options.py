@@ -22,7 +22,8 @@ Sets = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; a list
 def printer() -> Console:
     from rich.console import Console
 
+    # no emoji: `tiny:llama: it ...` is the name of a model
     if sys.stdout.isatty():
-        return Console()
+        return Console(emoji=False)
     # a pipe has no width: let tables be as wide as they need, and no status is drawn even where colours are forced
-    return Console(width=200, force_interactive=False)
+    return Console(width=200, force_interactive=False, emoji=False)
