@@ -6,6 +6,7 @@ import pytest
 
 from bench import experiment, settings
 from bench.errors import ConfigError
+from bench.workers import Workers
 
 
 def config(**changes: Any) -> dict[str, Any]:
@@ -121,3 +122,10 @@ def test_hash_depends_on_content_not_on_order() -> None:
     raw = config()
     assert experiment.check(raw, "a").hash == experiment.check(dict(reversed(raw.items())), "b").hash
     assert experiment.check(raw, "a").hash != experiment.check(config(seeds=[1]), "a").hash
+
+
+def test_helper_networks_reach_the_workers_by_their_role() -> None:
+    checked = experiment.check(config(draft="tiny:gpt2", reference="tiny:qwen3"), "x")
+    assert checked.models == ["tiny:gpt2", "tiny:llama", "tiny:qwen3"]
+    workers = Workers(checked.settings, {"device": {"kind": "cpu"}}, ())
+    assert workers.setting(checked.comparisons[0])["others"] == {"draft": "tiny:gpt2", "reference": "tiny:qwen3"}

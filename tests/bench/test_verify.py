@@ -166,6 +166,15 @@ def test_settings_that_agree_on_an_exact_figure_are_one_line(tmp_path: Path) -> 
     assert len(ledger([entry(nll)], published(tmp_path))) == 4
 
 
+def test_a_figure_without_an_interval_is_not_an_exact_one(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        environment = {**ENVIRONMENT, "device": {**DEVICE, "name": name}}
+        arms = [record("base", seconds=2.0, rounds=1), record("arm", seconds=1.0, rounds=1)]
+        run(tmp_path / "x" / name, [{**arm, "environment": environment} for arm in arms])
+    found = ledger([entry(claim())], published(tmp_path))
+    assert [(one.value is not None, one.low) for one in found] == [(True, None)] * 2
+
+
 def test_a_damaged_run_is_left_out(tmp_path: Path) -> None:
     run(tmp_path / "x" / "1", [record("base", seconds=2.0), record("arm", seconds=1.0)])
     (tmp_path / "x" / "2").mkdir()
