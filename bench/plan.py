@@ -120,7 +120,7 @@ def _over_arms(one: Comparison, work: Work, whole: bool = False) -> Work:
 def seconds(work: Work, parameters: int, dtype: str, speed: Speed) -> float:
     """Time of a piece of work by bytes and operations."""
     size = 4 if dtype == "float32" else 2
-    slow = 2.5 if dtype == "float32" else 1.0
+    slow = 2.0 if dtype == "float32" else 1.0
     parallel = (2 * work.prefill + 6 * work.train) * parameters / speed.compute * slow
     return parallel + work.decode * max(parameters * size / speed.bandwidth, speed.step)
 

@@ -105,7 +105,7 @@ class ControlledSentiment(PreferenceWorkload):
         drawn = 5 * (self.pairs + self.items) + self.fresh * self.oracle
         # what was written is read by policy and reference
         looked = Work(decode=self.completion * self.samples, prefill=self.fresh * self.samples * self.pair_tokens)
-        sampled = Work(decode=self.completion * -(-drawn // 64))
+        sampled = Work(decode=self.completion * -(-drawn // 64), prefill=self.completion * drawn)
         return reference + sampled, burst, quality + looked.times(self.checkpoints)
 
     def train_work(self, technique: Technique, baseline: Technique) -> float:
