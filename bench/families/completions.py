@@ -35,10 +35,11 @@ class Completions:
         """Tokens of each completion, `(rows,)`, int64."""
         return self.completion.sum(-1)
 
-    def rows(self, which: slice) -> Completions:
-        """Some of the rows."""
-        attention = None if self.attention is None else self.attention[which]
-        return Completions(self.ids[which], self.completion[which], attention)
+    def rows(self, which: slice, longest: int) -> Completions:
+        """Some of the rows, without the columns behind the longest completion of them [tokens]."""
+        end = self.ids.shape[1] - self.completion.shape[1] + longest
+        attention = None if self.attention is None else self.attention[which, :end]
+        return Completions(self.ids[which, :end], self.completion[which, :longest], attention)
 
 
 def laid_out(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], device: str) -> Completions:

@@ -41,6 +41,8 @@ class PreferenceBatch:
     texts: Completions
     """The chosen texts of all pairs, then the rejected ones: `2 * pairs` rows."""
     pairs: int
+    longest_chosen: int
+    """Of the chosen completions [tokens]."""
     chosen_tokens: int
     """In the chosen completions [tokens]."""
     rejected_tokens: int
@@ -52,7 +54,7 @@ class PreferenceBatch:
 
     @property
     def chosen(self) -> Completions:
-        return self.texts.rows(slice(self.pairs))
+        return self.texts.rows(slice(self.pairs), self.longest_chosen)
 
     @property
     def tokens(self) -> int:
@@ -80,6 +82,7 @@ def collate(pairs: Sequence[Pair], device: str, reference: Sequence[Sequence[flo
     return PreferenceBatch(
         laid_out(prompts * 2, sides[0] + sides[1], device),
         pairs=len(pairs),
+        longest_chosen=max(map(len, sides[0])),
         chosen_tokens=sum(map(len, sides[0])),
         rejected_tokens=sum(map(len, sides[1])),
         prompts=tuple(prompts),
@@ -104,6 +107,11 @@ class Preference(Training):
     def kl_bound(self) -> float:
         """Where nothing is trained: at most this far from the reference [nat]."""
         return 0.0
+
+    @property
+    def written_per_answer(self) -> int:
+        """Completions that are written at inference for one that is kept."""
+        return 1
 
     @property
     def own_reference(self) -> bool:

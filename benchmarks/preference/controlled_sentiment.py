@@ -28,6 +28,11 @@ from benchmarks.preference.core.sampled_pairs import sampled_pairs
 OPENINGS = Path(__file__).with_suffix(".txt")
 FRESH_EVERY = 4
 """Of this many openings one is kept from training."""
+SHORT_OF_BUDGET = {
+    "its KL divergence ended below the one at which it is compared: reward_at_kl is the reward of its end": (
+        "more steps or a higher learning rate; or a lower workload.kl_budget"
+    )
+}
 SHOWN = 2
 """Fresh prompts whose completions are shown."""
 
@@ -78,7 +83,7 @@ class ControlledSentiment(PreferenceWorkload):
     checkpoints: int = Field(default=4, ge=1)
     """As of every preference workload; here the policy also writes for the fresh openings."""
     kl_budget: float = Field(default=2.0, gt=0)
-    """The KL divergence at which arms are compared [nat]."""
+    """The KL divergence at which arms are compared; that of the baseline's end where it does not get so far [nat]."""
     time_budget: float = Field(default=0.0, ge=0)
     """An arm that writes texts of its own (ppo) ends its training when it has taken so many times the seconds that the
     baseline's took under the same seed; 0: after as many steps as the others. Where it ends depends on the machine."""
@@ -239,19 +244,22 @@ class ControlledSentiment(PreferenceWorkload):
         reference: Quality | None,
     ) -> Quality:
         last = looks[-1]
+        # the same seed's baseline: at more divergence than it came to, more reward is no merit
+        # a baseline that is not trained comes nowhere, and holds no one back
+        reached = reference.metrics.get("kl") if reference else last.divergences
+        at = self.kl_budget if reached is None else min(self.kl_budget, mean(reached))
+        if max(one.divergence for one in looks) < at:
+            quality.notes |= SHORT_OF_BUDGET
         quality.metrics |= {
-            "reward_at_kl": frontier.at_budget(
-                [one.divergence for one in looks], [one.rewards for one in looks], self.kl_budget
-            ),
+            "reward_at_kl": frontier.at_budget([one.divergence for one in looks], [one.rewards for one in looks], at),
             "reward": last.rewards,
             "repetition": last.by_prompt([repetition(ids) for ids in last.completions]),
             "distinct": [distinct(own) for own in last.of_prompts(last.completions)],
         }
-        base = last.rewards if technique.baseline else reference.metrics["reward"] if reference else None
-        if base is not None:
-            quality.metrics["win_rate"] = [
-                0.5 + 0.5 * ((own > other) - (own < other)) for own, other in zip(last.rewards, base, strict=True)
-            ]
+        base = reference.metrics["reward"] if reference else last.rewards
+        quality.metrics["win_rate"] = [
+            0.5 + 0.5 * ((own > other) - (own < other)) for own, other in zip(last.rewards, base, strict=True)
+        ]
         quality.curves["reward_over_kl"] = [[one.divergence, one.reward] for one in looks]
         quality.half_widths["reward_over_kl"] = [
             [half_interval(one.divergences), half_interval(one.rewards)] for one in looks
@@ -266,23 +274,30 @@ class ControlledSentiment(PreferenceWorkload):
             }
         else:
             quality.counts["kl_bound"] = last.divergence
+        quality.counts["compared_at_kl"] = at
         if reference is None:
             quality.curves["reward_over_kl: best of n"] = frontier.best_of(built["oracle"])
             quality.curves["reward_over_kl: tilted reference"] = frontier.tilt(built["oracle"])
         quality.counts |= {
             "reward_before": looks[0].reward,
-            "output_tokens_before": built["before_tokens"],
             "output_tokens": mean([float(len(ids)) for ids in last.completions]),
-            "repetition_before": built["before_repetition"],
+            "written_per_answer": float(technique.written_per_answer),
+            "seconds_per_answer": last.seconds / len(last.completions),
         }
-        risen = frontier.rise(built["oracle"], last.reward, self.samples)
-        if risen is not None:
-            quality.counts["reward_rise_in_deviations"] = risen
-        if self.oracle >= self.samples:
-            quality.counts["distinct_before"] = built["before_distinct"]
+        before = looks[0].texts or built["before"]
+        if not looks[0].texts:  # its start is the untrained model
+            quality.counts |= {
+                "output_tokens_before": built["before_tokens"],
+                "repetition_before": built["before_repetition"],
+            }
+            risen = frontier.rise(built["oracle"], last.reward, self.samples)
+            if risen is not None:
+                quality.counts["reward_rise_in_deviations"] = risen
+            if self.oracle >= self.samples:
+                quality.counts["distinct_before"] = built["before_distinct"]
         for row in range(min(SHOWN, len(last.texts))):
             opening = source.tokenizer.decode(built["fresh"][row], skip_special_tokens=True)
-            shown = f"{opening} ... (before training:{built['before'][row]})"
+            shown = f"{opening} ... (before training:{before[row]})"
             quality.texts.append({"prompt": shown, "output": opening + last.texts[row]})
         return quality
 

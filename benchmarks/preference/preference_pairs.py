@@ -162,23 +162,21 @@ class PreferencePairs(PreferenceWorkload):
             generator = torch.Generator(source.device).manual_seed(seed)
             sampling = self._sampling(built, source.device)
             quality.outputs = technique.generate(prepared, prompts_of(built["heldout"]), sampling, generator)
-            others = quality if technique.baseline else reference
-            self._compare(quality, others.outputs if others else None, built, source)
+            self._compare(quality, (reference or quality).outputs, built, source)
         return quality
 
     def _sampling(self, built: Built, device: str) -> Rollout:
         banned = torch.tensor(built["drawn"]["banned"], device=device, dtype=torch.long)
         return Rollout(self.answer, built["drawn"]["stop"], banned, unknown)
 
-    def _compare(self, quality: Quality, others: list[list[int]] | None, built: Built, source: Source) -> None:
-        """Win rate over the baseline's answers, none where it gave none, and some answers to read."""
+    def _compare(self, quality: Quality, others: list[list[int]], built: Built, source: Source) -> None:
+        """Win rate over the baseline's answers, and some answers to read."""
         own, before = quality.outputs, built["before"]
         prompts = [written(source, prompt) for prompt in prompts_of(built["heldout"])]
         texts, start = ([written(source, ids) for ids in answers] for answers in (own, before))
-        if others is not None:
-            other = [written(source, ids) for ids in others]
-            judge, quality.notes["judge"] = judges.named(self.judge, source, self.judge_seconds)
-            quality.metrics["win_rate"] = judges.wins(judge, prompts, texts, other)
+        other = [written(source, ids) for ids in others]
+        judge, quality.notes["judge"] = judges.named(self.judge, source, self.judge_seconds)
+        quality.metrics["win_rate"] = judges.wins(judge, prompts, texts, other)
         quality.metrics["repetition"] = [repetition(ids) for ids in own]
         quality.counts["output_tokens"] = mean([float(len(ids)) for ids in own])
         quality.counts["output_tokens_before"] = mean([float(len(ids)) for ids in before])

@@ -34,6 +34,10 @@ class BestOfN(Preference):
     """Completions that are written for one that is kept."""
 
     @property
+    def written_per_answer(self) -> int:
+        return self.n
+
+    @property
     def kl_bound(self) -> float:
         return math.log(self.n) - (self.n - 1) / self.n
 

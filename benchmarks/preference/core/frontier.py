@@ -61,7 +61,10 @@ def tilt(table: Table, temperatures: Sequence[float] = TEMPERATURES) -> list[Poi
 
 
 def at_budget(divergences: Sequence[float], rewards: Sequence[Sequence[float]], budget: float) -> list[float]:
-    """Reward of each prompt where an arm's path first reaches a KL divergence, by linear interpolation.
+    """Reward of each prompt where an arm's path first reaches a KL divergence.
+
+    Between checkpoints it is taken as linear in the root of the divergence, as rewards rise near the reference (Gao et
+    al. 2023, Scaling Laws for Reward Model Overoptimization, section 3); over the divergence itself a chord is too low.
 
     Args:
         divergences: mean over the prompts, of each checkpoint in turn [nat].
@@ -73,7 +76,8 @@ def at_budget(divergences: Sequence[float], rewards: Sequence[Sequence[float]], 
     for place in range(1, len(divergences)):
         before, after = divergences[place - 1], divergences[place]
         if after >= budget:
-            share = min(max((budget - before) / (after - before), 0.0), 1.0) if after > before else 1.0
+            start, end = math.sqrt(before), math.sqrt(after)
+            share = min(max((math.sqrt(budget) - start) / (end - start), 0.0), 1.0) if end > start else 1.0
             return [low + share * (high - low) for low, high in zip(rewards[place - 1], rewards[place], strict=True)]
     return list(rewards[-1])
 

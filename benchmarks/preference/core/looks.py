@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -33,6 +34,8 @@ class Look:
     """The first completion of each prompt."""
     completions: list[list[int]] = field(default_factory=list)
     """All of them as ids: of every prompt the first, then of every prompt the second ..."""
+    seconds: float = 0.0
+    """That writing them took [s]."""
 
     @property
     def reward(self) -> float:
@@ -76,7 +79,9 @@ def look(
     found = Look(step, [0.0] * len(prompts), [0.0] * len(prompts))
     for number in range(samples):
         generator = torch.Generator(source.device).manual_seed(seed * 1_000_003 + number)
-        completions = technique.generate(prepared, prompts, rollout, generator)
+        begun = time.perf_counter()
+        completions = technique.generate(prepared, prompts, rollout, generator)  # lists: the device is done
+        found.seconds += time.perf_counter() - begun
         texts = [written(source, ids) for ids in completions]
         found.texts = found.texts or texts
         found.completions += completions

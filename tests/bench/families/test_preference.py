@@ -97,11 +97,14 @@ def test_batch_puts_all_completions_at_one_column():
 
 
 def test_chosen_are_the_first_rows():
-    batch = collate(PAIRS, "cpu")
-    assert torch.equal(batch.chosen.ids, batch.texts.ids[:3])
-    assert torch.equal(batch.chosen.completion, batch.texts.completion[:3])
-    assert batch.chosen.attention is not None
-    assert batch.chosen.attention.shape == (3, 17)
+    batch = collate(PAIRS, "cpu").chosen
+    alone = laid_out([pair["prompt"] for pair in PAIRS], [pair["chosen"] for pair in PAIRS], "cpu")
+    # no wider than laid out alone: imitation does not pay for the rejected ones
+    assert torch.equal(batch.ids, alone.ids)
+    assert torch.equal(batch.completion, alone.completion)
+    assert batch.attention is not None
+    assert alone.attention is not None
+    assert torch.equal(batch.attention, alone.attention)
 
 
 def test_without_padding_there_is_no_mask():

@@ -61,9 +61,11 @@ def test_no_policy_on_the_table_beats_the_tilt_at_its_divergence():
 def test_reward_is_read_at_the_first_crossing():
     divergences = [0.0, 1.0, 3.0, 1.0]
     rewards = [[0.0, 1.0], [0.4, 1.0], [0.8, 0.0], [9.0, 9.0]]
-    assert at_budget(divergences, rewards, 2.0) == pytest.approx([0.6, 0.5])
+    # linear in the root of the divergence
+    share = (math.sqrt(2) - 1) / (math.sqrt(3) - 1)
+    assert at_budget(divergences, rewards, 2.0) == pytest.approx([0.4 + 0.4 * share, 1 - share])
     assert at_budget(divergences, rewards, 1.0) == pytest.approx([0.4, 1.0])
-    assert at_budget(divergences, rewards, 0.25) == pytest.approx([0.1, 1.0])
+    assert at_budget(divergences, rewards, 0.25) == pytest.approx([0.2, 1.0])
     # never reached: the end of the training
     assert at_budget([0.0, 0.2, 0.1], rewards[:3], 1.0) == rewards[2]
     assert at_budget([0.0], rewards[:1], 1.0) == rewards[0]
