@@ -126,6 +126,8 @@ class Claim:
     whether the claim holds there, not whether the paper's result is reproduced."""
     needs: Mapping[str, str] = field(default_factory=dict)
     """Without this a figure says nothing about the claim."""
+    free: tuple[str, ...] = ()
+    """Parameters in which its arms may differ, as each is tuned for itself."""
     workload: Mapping[str, Any]
     """What a run of one's own uses to look at it."""
 

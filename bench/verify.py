@@ -68,7 +68,7 @@ def ledger(
 ) -> list[Finding]:
     """Every claim of these techniques, once for each setting in which it was looked at; the newest run of a setting.
 
-    Settings that agree on an exact figure count as one.
+    Settings that agree on an exact figure count as one, and so do those that say nothing.
 
     Args:
         runs: newest first. Those that cannot be read are left out.
@@ -90,16 +90,25 @@ def ledger(
 
 
 def _folded(findings: Iterable[Finding]) -> list[Finding]:
-    """One finding for all settings in which an exact figure reads the same: a repeat is no more evidence."""
+    """One finding for all settings in which an exact figure reads the same, as a repeat is no more evidence; and one
+    for all that say nothing, if none says more."""
     groups: dict[Any, list[Finding]] = {}
     for one in findings:
         exact = one.value is not None and one.low is not None and one.low == one.high
         key = (one.outcome, one.reason, f"{one.value:.4g}") if exact else one.subject
-        groups.setdefault(key, []).append(one)
-    return [
-        replace(first, reason=f"{first.reason}, and so in {len(more)} more settings" if more else first.reason)
-        for first, *more in groups.values()
-    ]
+        groups.setdefault(one.outcome if one.outcome is Outcome.UNTESTABLE else key, []).append(one)
+    if len(groups) > 1:
+        groups.pop(Outcome.UNTESTABLE, None)
+    return [replace(first, reason=f"{first.reason}{_more(first, len(more))}") for first, *more in groups.values()]
+
+
+def _more(first: Finding, count: int) -> str:
+    if not count:
+        return ""
+    settings = f"{count} more setting{'s' if count > 1 else ''}"
+    if first.outcome is Outcome.UNTESTABLE:
+        return f"; {settings} {'say' if count > 1 else 'says'} nothing either"
+    return f", and so in {settings}"
 
 
 def published(out: Path) -> list[Run]:
@@ -133,9 +142,9 @@ def examine(technique: str, claim: Claim, records: Sequence[Record]) -> Iterator
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record["arm"], []).append(record)
-    fitting = [[arm for arm in grouped.values() if _fits(figure, arm[0])] for figure in claim.parsed.figures]
+    fitting = [_fitting(figure, grouped.values()) for figure in claim.parsed.figures]
     for operands in itertools.product(*fitting):
-        if _alike(claim.parsed.figures, operands):
+        if _alike(claim, operands):
             yield replace(_decide(technique, claim, operands), subject=_subject(operands))
 
 
@@ -149,6 +158,12 @@ def _comparisons(run: Run) -> list[list[Record]]:
     return list(grouped.values())
 
 
+def _fitting(figure: Figure, arms: Iterable[list[Record]]) -> list[list[Record]]:
+    """The arms that a figure speaks of; the comparison's baseline alone where it is one of them."""
+    fitting = [arm for arm in arms if _fits(figure, arm[0])]
+    return [arm for arm in fitting if arm[0]["arm"] == arm[0]["baseline"]] or fitting
+
+
 def _fits(figure: Figure, record: Record) -> bool:
     technique = record["technique"]
     given = technique.get("parameters", {})
@@ -156,16 +171,17 @@ def _fits(figure: Figure, record: Record) -> bool:
     return named == figure.arm and all(given.get(key, ...) == value for key, value in figure.parameters.items())
 
 
-def _alike(figures: Sequence[Figure], operands: Sequence[Sequence[Record]]) -> bool:
-    """Whether two arms of one name differ in nothing but what the claim is about."""
-    if len(figures) < 2 or figures[0].arm != figures[1].arm:
-        return True
-    spoken_of = {*figures[0].parameters, *figures[1].parameters}
-    free = [
-        {key: value for key, value in arm[0]["technique"].get("parameters", {}).items() if key not in spoken_of}
-        for arm in operands
-    ]
-    return free[0] == free[1]
+def _alike(claim: Claim, operands: Sequence[Sequence[Record]]) -> bool:
+    """Whether arms that have a parameter in common agree on it.
+
+    But for those that the claim names or leaves free, and those that a preset among them sets.
+    """
+    figures = claim.parsed.figures
+    presets = [registry.techniques[figure.arm].parameters for figure in figures if figure.arm in registry.techniques]
+    apart = {*claim.free}.union(*(figure.parameters for figure in figures), *presets)
+    given = [arm[0]["technique"].get("parameters", {}) for arm in operands]
+    shared = set(given[0]).intersection(*given) - apart
+    return all(one[key] == given[0][key] for one in given for key in shared)
 
 
 def _decide(technique: str, claim: Claim, operands: Sequence[list[Record]]) -> Finding:

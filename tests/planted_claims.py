@@ -32,10 +32,19 @@ PLANTED: Mapping[tuple[str, str], tuple[Figures, Figures]] = {
         {"qlora[quant_type=fp4]": 2.9, "qlora[quant_type=int4,backend=reference]": 2.8},
     ),
     ("qlora", "double_quantisation_is_free"): (
-        {"qlora[double_quantisation=true]": 2.7, "qlora[double_quantisation=false]": 2.7},
-        {"qlora[double_quantisation=true]": 2.8, "qlora[double_quantisation=false]": 2.7},
+        {
+            "qlora[quant_type=nf4,double_quantisation=true]": 2.7,
+            "qlora[quant_type=nf4,double_quantisation=false]": 2.7,
+        },
+        {
+            "qlora[quant_type=nf4,double_quantisation=true]": 2.8,
+            "qlora[quant_type=nf4,double_quantisation=false]": 2.7,
+        },
     ),
-    ("qlora", "equals_16_bits"): ({"qlora": 0.531, "lora": 0.53}, {"qlora": 0.5, "lora": 0.53}),
+    ("qlora", "equals_16_bits"): (
+        {"qlora[quant_type=nf4,double_quantisation=true]": 0.531, "lora": 0.53},
+        {"qlora[quant_type=nf4,double_quantisation=true]": 0.5, "lora": 0.53},
+    ),
     ("qlora", "65b_in_48_gb"): (
         {"qlora[gradient_checkpointing=true,rank=64]": 46e9},
         {"qlora[gradient_checkpointing=true,rank=64]": 49e9},

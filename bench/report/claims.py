@@ -24,7 +24,7 @@ STYLES = {
     Outcome.INCONCLUSIVE: "yellow",
     Outcome.UNTESTABLE: "dim",
 }
-COLUMNS = ("technique", "claim", "paper", "here", "verdict", "why")
+COLUMNS = ("technique", "claim", "holds if", "here", "verdict", "why")
 _MARKUP = re.compile(r"([\\`*_\[\]#|~!])")
 
 
@@ -84,7 +84,7 @@ def as_markdown(findings: Sequence[Finding], out: Path) -> str:
             "",
             f"**{_plain(one.claim.name)}: {one.outcome}.** {_plain(one.claim.statement)} ({_plain(one.claim.source)})",
             "",
-            f"* Figure: {_plain(one.claim.expression)}; paper: {_plain(str(one.claim.expected))}; "
+            f"* Figure: {_plain(one.claim.expression)}; holds if {_plain(str(one.claim.expected))}; "
             f"here: {_plain(figure(one))}",
             f"* {_plain(one.reason)}",
         ]

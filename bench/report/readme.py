@@ -41,28 +41,35 @@ def _ledger(out: str, root: Path) -> str:
     """The claims that a stored record speaks of, and how many wait for one."""
     registry.load_plugins()
     found = verify.ledger(verify.with_claims([]), verify.published(root / out))
-    decided = [one for one in found if one.run is not None and one.value is not None]
+    decided: dict[tuple[str, str], dict[str, list[verify.Finding]]] = {}
+    for one in found:
+        if one.run is not None and one.value is not None:
+            decided.setdefault((one.technique, one.claim.name), {}).setdefault(one.outcome, []).append(one)
     lines = [
         (
             f"{one.technique}: {one.claim.statement} ({one.claim.source})",
             str(one.claim.expected),
             claims.figure(one),
-            str(one.outcome),
+            f"{verdict}{f', and {len(more)} more' if more else ''}",
             _where(one, root),
         )
-        for one in decided
+        for verdicts in decided.values()
+        for verdict, (one, *more) in verdicts.items()
     ]
-    columns = ("what the paper says", "paper", "here", "verdict", "where")
-    waiting = f"{len(found) - len(decided)} further claims wait for records: [`{out}/claims.md`]({out}/claims.md)."
-    return "\n".join([*grid(columns, lines), "", waiting])
+    columns = ("what the paper says", "holds if", "here", "verdict", "where")
+    waiting = len({(one.technique, one.claim.name) for one in found} - decided.keys())
+    told = f"Every setting, and {waiting} further claims that wait for records: [`{out}/claims.md`]({out}/claims.md)."
+    return "\n".join([*grid(columns, lines), "", told])
 
 
 def _where(one: verify.Finding, root: Path) -> str:
-    """Model, workload and machine, of a subject `ARMS; MODEL, WORKLOAD (ITS PARAMETERS); MACHINE`, and the run."""
+    """Arms, model, workload and machine, of a subject `ARM (ITS PARAMETERS) against ARM (..); MODEL, WORKLOAD (..);
+    MACHINE`, and the run."""
     assert one.run is not None
-    _, setting, machine = one.subject.split("; ")
+    arms, setting, machine = one.subject.split("; ")
+    names = " against ".join(arm.partition(" (")[0] for arm in arms.split(" against "))
     path = one.run.resolve().relative_to(root.resolve()).as_posix()
-    return f"{setting.rpartition(' (')[0]}, {machine}: [records]({path}/report.md)"
+    return f"{names}; {setting.rpartition(' (')[0]}, {machine}: [records]({path}/report.md)"
 
 
 def _table(run: str, root: Path) -> str:

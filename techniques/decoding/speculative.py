@@ -34,7 +34,10 @@ class Speculative(Drafted):
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="lossless",
-            statement="The output is that of the target alone; greedily, the same tokens.",
+            statement=(
+                "The output is that of the target alone: greedily the same tokens, but where the target's first two "
+                "choices tie within rounding."
+            ),
             source="Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, abstract",
             expression="gates.lossless(speculative)",
             expected=at_least(1.0),

@@ -40,6 +40,7 @@ class Dpo(PolicyTechnique):
             expression="reward_at_kl(dpo) - reward_at_kl(sft_on_chosen)",
             expected=above(0.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
+            free=("learning_rate", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
         Claim(
@@ -49,6 +50,7 @@ class Dpo(PolicyTechnique):
             expression="reward_at_kl(dpo) - reward_at_kl(ppo)",
             expected=above(0.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
+            free=("learning_rate", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
         Claim(
@@ -58,6 +60,7 @@ class Dpo(PolicyTechnique):
             expression="time_per_step(ppo) / time_per_step(dpo)",
             expected=above(1.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
+            free=("learning_rate", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,38 @@ def test_parameters_choose_the_arm_and_those_not_spoken_of_must_be_alike() -> No
     assert "1 (form=a, rate=0.1) against 2 (form=b, rate=0.1)" in found[0].subject
 
 
+def test_arms_of_two_names_agree_on_what_they_share_but_for_what_is_free_or_a_preset_sets() -> None:
+    def made(label: str, name: str, nll: float, **parameters: Any) -> dict[str, Any]:
+        technique = {"name": name, "registered": name, "parameters": parameters, "trains": False}
+        return record(label, nll=nll, technique=technique)
+
+    def names(asked: Claim, *arms: dict[str, Any]) -> list[str]:
+        return [finding.subject.partition(";")[0] for finding in examine("t", asked, arms)]
+
+    arms = [made(f"{name}{width}", name, 3.0, width=width, **{name: 1}) for name in "ab" for width in (2, 4)]
+    asked = claim("nll(a) - nll(b)", expected=about(0.0, 1.0))
+    alike = ["a2 (a=1, width=2) against b2 (b=1, width=2)", "a4 (a=1, width=4) against b4 (b=1, width=4)"]
+    assert names(asked, *arms) == alike
+    assert len(names(replace(asked, free=("width",)), *arms)) == 4
+    assert len(names(claim("nll(a[width=2]) - nll(b)", expected=about(0.0, 1.0)), *arms)) == 2
+    # cdpo is dpo with another objective and smoothing: it may differ in these, and in no more
+    base = made("d", "dpo", 3.0, objective="sigmoid", label_smoothing=0.0, beta=0.1)
+    smooth = made("c", "cdpo", 3.0, objective="cdpo", label_smoothing=0.1, beta=0.1)
+    preset = claim("nll(dpo) - nll(cdpo)", expected=about(0.0, 1.0))
+    assert len(names(preset, base, smooth)) == 1
+    smooth["technique"]["parameters"]["beta"] = 0.5
+    assert not names(preset, base, smooth)
+
+
+def test_the_comparisons_baseline_stands_for_its_technique() -> None:
+    base = {"name": "base", "registered": "base", "parameters": {}, "trains": True}
+    arms = [record("slow", seconds=3.0, technique=base), record("tuned", seconds=2.0, technique=base), record("arm")]
+    assert len(list(examine("arm", claim(), arms))) == 2
+    found = one(claim(), *({**arm, "baseline": "tuned"} for arm in arms))
+    assert found.subject.startswith("tuned against arm")
+    assert found.value == pytest.approx(2.0, rel=0.02)
+
+
 def test_the_newest_run_of_a_setting_counts_and_runs_that_cannot_be_published_do_not(tmp_path: Path) -> None:
     slow = [record("base", seconds=1.0), record("arm", seconds=2.0)]
     fast = [record("base", seconds=2.0), record("arm", seconds=1.0)]
@@ -164,6 +197,16 @@ def test_settings_that_agree_on_an_exact_figure_are_one_line(tmp_path: Path) -> 
     assert found[0].run.name.startswith("20260103"), "the newest of them"
     # each of four measurements with an interval is evidence
     assert len(ledger([entry(nll)], published(tmp_path))) == 4
+
+
+def test_settings_that_say_nothing_are_one_line(tmp_path: Path) -> None:
+    for number, context in enumerate((512, 1024, 2048)):
+        arms = [record(name, workload={"name": "w", "parameters": {"items": context}}) for name in ("base", "arm")]
+        run(tmp_path / "e" / f"2026112{number}T000000Z_m_c", arms)
+    asked = claim(needs={"workload.items": ">=5000"})
+    (found,) = ledger([entry(asked)], published(tmp_path))
+    assert found.outcome is Outcome.UNTESTABLE
+    assert found.reason == "workload.items is 2048, not >=5000; 2 more settings say nothing either"
 
 
 def test_a_figure_without_an_interval_is_not_an_exact_one(tmp_path: Path) -> None:
