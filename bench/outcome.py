@@ -38,8 +38,9 @@ class Row:
 
     @property
     def labels(self) -> str:
-        """What stands beside the arm's name, `query-aware`; empty for most."""
-        return ", ".join(self.record["technique"].get("labels", ()))
+        """What stands beside the arm's name, `query-aware, question behind the eviction`; empty for most."""
+        own, asked = self.record["technique"].get("labels", ()), self.record["workload"].get("label")
+        return ", ".join([*own, asked] if own and asked else own)
 
     @property
     def seeds(self) -> tuple[int, ...]:

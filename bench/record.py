@@ -81,6 +81,7 @@ def identity(cell: Cell) -> dict[str, Any]:
             "name": cell.comparison.workload_name,
             "parameters": workload.model_dump(mode="json"),
             "source": workload.source,
+            "label": workload.label,
         },
         "primary": {**technique.primary, **workload.primary},
         "seed": cell.seed,

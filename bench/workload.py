@@ -104,6 +104,11 @@ class Workload(BaseModel, ABC):
     smallest: ClassVar[Mapping[str, int]] = {}
     """Field -> the value that a quick run does not exceed."""
 
+    @property
+    def label(self) -> str:
+        """What stands beside the labels of an arm, since it decides what they mean for its figures; '' for most."""
+        return ""
+
     def quick(self) -> Self:
         """The same workload at its smallest."""
         smaller = {field: min(getattr(self, field), bound) for field, bound in self.smallest.items()}

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from bench import commands, conversation
 from bench.errors import Unsupported, UsageError
+from bench.families import cache as kv
 from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
 from bench.families.rollout import Rollout, repetition, sample
@@ -47,7 +48,7 @@ class PreferencePairs(PreferenceWorkload):
         "answer": 8,
     }
 
-    items: int = Field(default=8, ge=1)
+    items: int = Field(default=20, ge=1)
     """Held-out pairs that are scored."""
     pairs: int = Field(default=256, ge=1)
     """Training pairs at most."""
@@ -106,7 +107,10 @@ class PreferencePairs(PreferenceWorkload):
                 f"prompts; {self.items} are held out with their prompts, and at least one more prompt is needed: "
                 f"lower items"
             )
-        heldout, train = heldout[: self.items], train[: self.pairs]
+        heldout = heldout[: self.items]
+        shown = {tuple(pair["prompt"]) for pair in heldout}
+        apart = [pair for pair in train if tuple(pair["prompt"]) not in shown]
+        cuts.shared, train = len(train) - len(apart), apart
         model = source.model()
         built: Built = {
             "train": train,
@@ -131,7 +135,10 @@ class PreferencePairs(PreferenceWorkload):
     def _pairs(self, source: Source, texts: Sequence[TextPair], cuts: Cuts) -> Iterator[Pair]:
         """Texts as ids, cut to the limits; none where two answers are the same as far as they are kept."""
         for text in texts:
-            prompt, chosen, rejected = ids_of(source, text, self.chat)
+            try:
+                prompt, chosen, rejected = ids_of(source, text, self.chat)
+            except Unsupported as error:
+                raise Unsupported(f"line {text.line}: {error}") from error
             if len(prompt) > self.max_prompt:
                 # a begin-of-text id stays where it is
                 begin = prompt[:1] if prompt[0] == source.tokenizer.bos_token_id and self.max_prompt > 1 else []
@@ -140,6 +147,7 @@ class PreferencePairs(PreferenceWorkload):
                 prompt = begin + prompt[len(prompt) - self.max_prompt + len(begin) :]
             cuts.answers += (len(chosen) > self.max_completion) + (len(rejected) > self.max_completion)
             chosen, rejected = chosen[: self.max_completion], rejected[: self.max_completion]
+            kv.check_length(source.config, len(prompt) + max(len(chosen), len(rejected)))
             if chosen == rejected:
                 cuts.alike += 1
             else:
@@ -206,17 +214,19 @@ class Cuts:
     prompt_tokens: int = 0
     answers: int = 0
     alike: int = 0
+    shared: int = 0
 
     def notes(self, workload: PreferencePairs) -> dict[str, str]:
         """What was lost -> what to do about it."""
         prompt, answer = f"max_prompt={workload.max_prompt}", f"max_completion={workload.max_completion}"
         found = {
-            f"lines left out, as an answer is empty or both are the same: {self.left_out}": "correct the file",
+            f"lines left out, as their answers cannot be compared: {self.left_out}": "correct the file",
             f"prompts that lost their beginning: {self.prompts}, {self.prompt_tokens} tokens in all": f"raise {prompt}",
             f"answers that lost their end: {self.answers}": f"raise {answer}",
             f"pairs left out, as their answers differ only behind what was kept: {self.alike}": f"raise {answer}",
+            f"pairs left out, as what was kept of their prompts is held out: {self.shared}": f"raise {prompt}",
         }
-        counts = (self.left_out, self.prompts, self.answers, self.alike)
+        counts = (self.left_out, self.prompts, self.answers, self.alike, self.shared)
         return {what: remedy for count, (what, remedy) in zip(counts, found.items(), strict=True) if count}
 
 
@@ -224,10 +234,12 @@ def ids_of(source: Source, pair: TextPair, chat: bool) -> tuple[list[int], list[
     """Ids of prompt, chosen and rejected answer (`conversation.ids_of`); without a template, those of a transcript.
 
     Raises:
-        Unsupported: the model's chat template refuses the conversation, or its tokenizer makes nothing of a prompt.
+        Unsupported: the model's chat template refuses the conversation, or its tokenizer makes nothing of a text.
     """
     plain = conversation.transcript(pair.turns) if pair.turns else pair.prompt
     prompt, answers = conversation.ids_of(source, pair.turns, plain, (pair.chosen, pair.rejected), chat)
     if not prompt:
         raise Unsupported("the tokenizer makes no token of a prompt, so nothing predicts the first one of its answer")
+    if not all(answers):
+        raise Unsupported("the tokenizer makes no token of an answer; leave the pair out")
     return prompt, answers[0], answers[1]

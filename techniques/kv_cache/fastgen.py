@@ -108,9 +108,9 @@ class FastGenLayer(RaggedLayer):
         unions = self.technique.unions(kinds, marks, self.positions(), self.seen)
         self.keep(chosen(unions, self.policies) & there)
         free = self.capacities - self.lengths
-        if bool((free < self.left).any()):
-            # heads that keep everything have room for it
-            self.regrow(torch.where(self._full().cpu(), free, self.left))
+        full = self._full().cpu()  # they have room for everything
+        if bool(((free < self.left) & ~full).any()):
+            self.regrow(torch.where(full, free, self.left))
 
     def _full(self) -> Tensor:
         return self.policies > len(self.technique.order)
@@ -313,12 +313,16 @@ class FastGen(KVCache):
 
 
 def kinds_of_ids(tokenizer: Any, vocabulary: int) -> Tensor:
-    """What each id of a vocabulary is, int8 `(vocabulary,)`: 1 special, 2 punctuation and nothing else, 0 otherwise."""
+    """What each id of a vocabulary is, int8 `(vocabulary,)`: 1 special, 2 punctuation and nothing else, 0 otherwise.
+
+    Markers of a chat are special, whether the tokenizer lists them by name or among its added tokens alone.
+    """
     kinds = torch.zeros(vocabulary, dtype=torch.int8)
     texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
     for token, text in enumerate(texts):
         signs = text.strip()
         if signs and all(unicodedata.category(sign).startswith("P") for sign in signs):
             kinds[token] = 2
-    kinds[[token for token in tokenizer.all_special_ids if token < vocabulary]] = 1
+    added = {token for token, text in tokenizer.added_tokens_decoder.items() if text.special}
+    kinds[[token for token in added.union(tokenizer.all_special_ids) if token < vocabulary]] = 1
     return kinds

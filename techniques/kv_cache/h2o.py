@@ -24,7 +24,8 @@ class H2O(Eviction):
 
     Differs from the paper:
         With grouped queries a head's sum runs over the queries of its group. While decoding, a query adds the
-        weights that it gives to the tokens still held, as in the paper's algorithm.
+        weights that it gives to the tokens still held, as in the paper's algorithm. kvpress divides a token's sum by
+        the number of queries that saw it; neither the paper nor this does.
     """
 
     source: ClassVar[str] = "Zhang et al. 2023, H2O: Heavy-Hitter Oracle, algorithm 1"

@@ -22,7 +22,8 @@ class Tova(Eviction):
 
     Differs from the paper:
         The prompt attends to itself in full and is compressed at once, by its last query. With grouped queries the
-        mean is over query heads.
+        mean is over query heads. kvpress keeps the last token in any case; here, as in the paper, its own weight
+        decides.
     """
 
     source: ClassVar[str] = "Oren et al. 2024, Transformers are Multi-State RNNs (Token Omission Via Attention)"

@@ -159,3 +159,14 @@ def test_settled_is_when_no_round_would_change_a_verdict() -> None:
             ]
     assert outcome.settled([base, same]), "quality is open, but rounds add nothing to it"
     assert not outcome.settled([base, same, open_])
+
+
+def test_what_a_cache_knows_of_the_question_stands_beside_its_arm() -> None:
+    def labels(own: list[str], label: str) -> str:
+        technique = {"name": "t", "parameters": {}, "labels": own}
+        workload = {"name": "w", "parameters": {}, "label": label}
+        return rows(record("a", 0.1, 2.0, technique=technique, workload=workload))["a"].labels
+
+    assert labels(["query-aware"], "question behind the eviction") == "query-aware, question behind the eviction"
+    assert labels(["query-aware"], "") == "query-aware"
+    assert labels([], "question behind the eviction") == ""

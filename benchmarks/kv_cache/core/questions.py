@@ -50,6 +50,10 @@ class QuestionWorkload(KVCacheWorkload):
     begin: bool = True
     """Put the begin-of-text token in front of each context, where the model's tokenizer does so."""
 
+    @property
+    def label(self) -> str:
+        return f"question {'before' if self.query_aware else 'behind'} the eviction"
+
     def built(self, scored: Sequence[Item], timed: Sequence[Item]) -> Built:
         """Rows of ids, and what is known of them.
 

@@ -19,6 +19,8 @@ from bench.families.training import TrainedPrepared
 from bench.models import Source
 
 T = TypeVar("T")
+TOGETHER = 128
+"""Completions that are written in one batch, about."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Look:
 
     def of_prompts(self, values: Sequence[T]) -> list[Sequence[T]]:
         """Values that stand as `completions` do, those of each prompt."""
-        return [values[row :: len(self.rewards)] for row in range(len(self.rewards))]
+        return _of_each(values, len(self.rewards))
 
 
 def look(
@@ -76,23 +78,27 @@ def look(
     if start is not None and not technique.own_reference:
         theirs = functools.partial(completion_logits, start)
     vocabulary: int = source.config.get_text_config(decoder=True).vocab_size
-    found = Look(step, [0.0] * len(prompts), [0.0] * len(prompts))
-    for number in range(samples):
-        generator = torch.Generator(source.device).manual_seed(seed * 1_000_003 + number)
-        begun = time.perf_counter()
-        completions = technique.generate(prepared, prompts, rollout, generator)  # lists: the device is done
-        found.seconds += time.perf_counter() - begun
-        texts = [written(source, ids) for ids in completions]
-        found.texts = found.texts or texts
-        found.completions += completions
-        apart = [technique.kl_bound] * len(prompts)
-        if start is not None:
-            ours = functools.partial(technique.logits, prepared)
-            apart = divergence(ours, theirs, prompts, completions, rollout.banned, vocabulary)
-        for row, (worth, kl) in enumerate(zip(scored(rollout, texts), apart, strict=True)):
-            found.rewards[row] += worth / samples
-            found.divergences[row] += kl / samples
-    return found
+    generator = torch.Generator(source.device).manual_seed(seed)
+    together = max(1, TOGETHER // (len(prompts) * technique.written_per_answer))
+    rows, completions = [*prompts] * samples, []
+    begun = time.perf_counter()
+    for first in range(0, len(rows), together * len(prompts)):
+        some = rows[first : first + together * len(prompts)]
+        completions += technique.generate(prepared, some, rollout, generator)  # lists: the device is done
+    seconds = time.perf_counter() - begun
+    texts = [written(source, ids) for ids in completions]
+    apart = [technique.kl_bound] * len(rows)
+    if start is not None:
+        ours = functools.partial(technique.logits, prepared)
+        apart = divergence(ours, theirs, rows, completions, rollout.banned, vocabulary)
+    rewards, divergences = (
+        [mean(own) for own in _of_each(values, len(prompts))] for values in (scored(rollout, texts), apart)
+    )
+    return Look(step, rewards, divergences, texts[: len(prompts)], completions, seconds)
+
+
+def _of_each(values: Sequence[T], prompts: int) -> list[Sequence[T]]:
+    return [values[row::prompts] for row in range(prompts)]
 
 
 def written(source: Source, ids: Sequence[int]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class TextPair:
     """The plain text; empty where the prompt is a conversation."""
     chosen: str
     rejected: str
+    line: int = field(default=0, compare=False)
+    """Of the file that it stands in, from 1 on."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class PairFile:
 
     pairs: tuple[TextPair, ...]
     left_out: int
-    """Lines whose two answers cannot be compared: one is empty, or both are the same."""
+    """Lines whose two answers cannot be compared: one is empty, both are the same, or they answer different things."""
 
 
 class Unusable(ValueError):
@@ -63,8 +65,9 @@ def read_pairs(path: Path, skip: bool) -> PairFile:
                 return None
             raise Unusable(f"{reason} (skip=true leaves such lines out)") from reason
 
-    found = each_line(path, records(path), read)
-    pairs = tuple(pair for pair in found if pair is not None)
+    lines = records(path)
+    found = each_line(path, lines, read)
+    pairs = tuple(replace(pair, line=line) for (line, _), pair in zip(lines, found, strict=True) if pair is not None)
     return PairFile(pairs, len(found) - len(pairs))
 
 

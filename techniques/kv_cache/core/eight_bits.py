@@ -54,7 +54,7 @@ class PerTokenInt8:
 
     def mixed(self, weights: Tensor) -> Tensor:
         # what is not there yet weighs nothing
-        scaled = weights.new_zeros(*weights.shape[:-1], self.codes.shape[-1], dtype=self.dtype)
+        scaled = weights.new_zeros(*weights.shape[:-1], self.codes.shape[-1], dtype=mixing_type(self.dtype))
         torch.mul(weights, self.step[:, :, None, : self.seen], out=scaled[..., : self.seen])
         return products(scaled, self.codes).float()
 
@@ -72,6 +72,11 @@ class PerTokenInt8:
 
     def _each(self) -> Tensor:
         return self.step[:, :, : self.seen, None]
+
+
+def mixing_type(dtype: torch.dtype) -> torch.dtype:
+    """Of weights times steps: bfloat16 where the kernel wants it; in float16 small ones of a long context are 0."""
+    return dtype if dtype == torch.bfloat16 else torch.float32
 
 
 def products(rows: Tensor, codes: Tensor) -> Tensor:

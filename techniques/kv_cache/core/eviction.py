@@ -121,18 +121,19 @@ class Eviction(Budgeted):
         if size >= total:
             return [Plan(context, new_tokens, False)] * layers
         every = self.period(size)
-        room = new_tokens if every is None else every
+        goes_on = every is not None and every < new_tokens
+        room = every if every is not None and goes_on else new_tokens
         kept = size - room
         needed = self.least(max(kept, 1))
         if kept < needed:
-            hint = "" if self.prompt_only or every is not None else ", or every=1 to go on evicting"
+            hint = "" if self.prompt_only or goes_on else ", or every=1 to go on evicting"
             raise Unsupported(
                 f"a budget of {size} of {total} tokens leaves {max(kept, 0)} beside {room} to come, and "
                 f"{stem(type(self))} needs {needed}: give a ratio of {(needed + room) / total:.3g} or a budget of "
                 f"{needed + room} at least{hint}"
             )
         shares = self.of_layers(min(kept, context), context, layers)
-        return [Plan(share, kept + room - min(kept, context), every is not None) for share in shares]
+        return [Plan(share, kept + room - min(kept, context), goes_on) for share in shares]
 
 
 class ScoredLayer(RaggedLayer):

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.families import cache as kv
 from techniques.kv_cache.core.attending import linked
 from techniques.kv_cache.core.codes import SCALE, Codes, dequantize, pack, quantize, unpack
-from techniques.kv_cache.core.eight_bits import products
+from techniques.kv_cache.core.eight_bits import mixing_type, products
 
 
 def head_width(config: Any) -> int:
@@ -197,7 +197,7 @@ class PerToken(Packed):
     def mixed(self, weights: Tensor) -> Tensor:
         codes, step, low = self._groups()  # (batch, kv_heads, groups, rounded, group), and 1
         old = weights[..., : self.rounded]
-        scaled = torch.empty(*step.shape[:3], *old.shape[2:], dtype=self.tail.dtype, device=old.device)
+        scaled = torch.empty(*step.shape[:3], *old.shape[2:], dtype=mixing_type(self.tail.dtype), device=old.device)
         torch.mul(old[:, :, None], step.mT, out=scaled)  # (batch, kv_heads, groups, queries, rounded)
         made = products(scaled.flatten(0, 1), codes.mT.flatten(0, 1)).unflatten(0, step.shape[:2])
         made = made + (old @ low[..., 0].float().mT).mT[..., None]  # (batch, kv_heads, groups, queries, group)

@@ -18,6 +18,7 @@ from bench.models import Source, Sources
 from bench.workload import Quality
 from benchmarks.preference.controlled_sentiment import SHORT_OF_BUDGET, ControlledSentiment
 from benchmarks.preference.core import rewards
+from benchmarks.preference.core import looks
 from benchmarks.preference.core.looks import Look
 from techniques.preference.best_of_n import BestOfN
 from techniques.preference.dpo import Dpo
@@ -86,7 +87,9 @@ def run(technique: Any, built: Any, reference: Quality | None = None, workload: 
     return workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCES.target, reference)
 
 
-def test_an_arm_that_learns_nothing_is_the_reference():
+@pytest.mark.parametrize("together", [5, 128])
+def test_an_arm_that_learns_nothing_is_the_reference(together: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(looks, "TOGETHER", together)
     built = SMALL.build(SOURCES, 0)
     quality = run(SftOnChosen(learning_rate=1e-12), built)
     assert quality.metrics["kl"] == pytest.approx([0.0] * 5, abs=1e-5)
@@ -97,7 +100,10 @@ def test_an_arm_that_learns_nothing_is_the_reference():
     rollout = SMALL.rollout(built, "cpu")
     from bench.families.rollout import sample
 
-    drawn = [sample(model, built["fresh"], rollout, torch.Generator().manual_seed(n)) for n in range(2)]
+    # five prompts, two completions of each: together, or one after the other
+    generator, fresh = torch.Generator().manual_seed(0), built["fresh"]
+    both = sample(model, fresh * 2, rollout, generator) if together > 5 else []
+    drawn = [both[:5], both[5:]] if both else [sample(model, fresh, rollout, generator) for _ in range(2)]
     means = [sum(worth(of[row]) for of in drawn) / 2 for row in range(5)]
     assert quality.metrics["reward"] == pytest.approx(means)
     assert quality.texts[0]["output"] == text(built["fresh"][0]) + SOURCES.target.tokenizer.decode(

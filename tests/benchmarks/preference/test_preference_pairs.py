@@ -146,9 +146,59 @@ def test_what_is_cut_is_told(tmp_path: Path):
     assert quality.notes == built["notes"]
 
 
+def test_prompts_that_are_the_same_as_far_as_they_are_kept_are_not_on_both_sides(tmp_path: Path):
+    pairs = [(f"{n} Prompt with one end:", f" up {n}", f" down {n}") for n in range(4)]
+    pairs += [(f"Prompt {n}:", " up", " down") for n in range(4)]
+    workload = PreferencePairs(path=file_of(tmp_path / "own.jsonl", pairs), items=4, max_prompt=9)
+    built = workload.build(SOURCES, 0)
+    train, heldout = ([text(pair["prompt"]) for pair in built[name]] for name in ("train", "heldout"))
+    assert " one end:" in heldout
+    assert " one end:" not in train
+    left = 4 - heldout.count(" one end:")
+    assert left
+    assert len(train) == 4 - left
+    told = f"pairs left out, as what was kept of their prompts is held out: {left}"
+    assert built["notes"][told] == "raise max_prompt=9"
+
+
+def test_a_pair_that_the_model_cannot_read_is_named_by_its_line(tmp_path: Path):
+    path = tmp_path / "own.jsonl"
+    said = [{"role": "user", "content": "Hi."}]
+    for line, role in enumerate(("user", "system"), 1):
+        conversation = [{"role": role, "content": "Be."}, *said] if role == "system" else said
+        answers = {side: [*conversation, {"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+        with path.open("a") as file:
+            file.write(("\n" if line > 1 else "") + json.dumps(answers) + "\n")
+    source = model_with(Beginning("a template"))
+    source.config = SOURCES.target.config
+    workload = PreferencePairs(path=str(path))
+    with pytest.raises(Unsupported, match=r"line 3: the model's chat template refuses"):
+        list(workload._pairs(source, workload._file().pairs, Cuts()))
+
+
+def test_a_pair_beyond_the_models_context_is_refused():
+    limit = SOURCES.target.config.max_position_embeddings
+    long = TextPair((), "a" * (limit - 3), " yes", " no")
+    workload = PreferencePairs(max_prompt=2 * limit)
+    with pytest.raises(Unsupported, match=f"{limit + 2} tokens do not fit the model's context of {limit}"):
+        list(workload._pairs(SOURCES.target, [long], Cuts()))
+
+
+def test_an_answer_without_a_token_is_refused():
+    class Silent(Beginning):
+        eos_token_id = None  # type: ignore[assignment]
+
+        def __call__(self, given: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+            return {"input_ids": [] if given == "\u200b" else super().__call__(given, add_special_tokens)["input_ids"]}
+
+    with pytest.raises(Unsupported, match="makes no token of an answer"):
+        ids_of(model_with(Silent()), TextPair((), "Hi", "\u200b", " no"), chat=True)
+
+
 def test_a_begin_of_text_id_survives_the_cut():
     workload = PreferencePairs(max_prompt=5)
     source = model_with(Beginning())
+    source.config = SOURCES.target.config
     (pair,) = workload._pairs(source, [PLAIN], Cuts())
     assert text(pair["prompt"]) == "<bos>y is"
 
@@ -161,7 +211,7 @@ def test_lines_left_out_are_told(tmp_path: Path):
     workload = PreferencePairs(path=path, skip=True, items=2)
     workload.check()
     notes = workload.build(SOURCES, 0)["notes"]
-    assert notes == {"lines left out, as an answer is empty or both are the same: 1": "correct the file"}
+    assert notes == {"lines left out, as their answers cannot be compared: 1": "correct the file"}
 
 
 @pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2", "tiny:qwen3"])

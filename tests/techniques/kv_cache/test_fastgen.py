@@ -11,7 +11,9 @@ from evicted import CONTEXT, MODELS, NEW, Run, best, run
 from evicted import IDS as PLAIN
 from pydantic import ValidationError
 from torch import Tensor
+from transformers import AddedToken
 
+from bench.byte_tokenizer import byte_tokenizer
 from bench.families import cache as kv
 from bench.families import kv_oracle
 from bench.families.kv_cache import KVCacheJob
@@ -260,6 +262,15 @@ def test_kinds_of_tokens() -> None:
         (token,) = tokenizer(text)["input_ids"]
         assert kinds[token] == kind, text
     assert kinds[256:].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_markers_of_a_chat_are_special() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|turn|>", special=True), AddedToken("word", special=False)])
+    marker, word = (tokenizer.convert_tokens_to_ids(text) for text in ("<|turn|>", "word"))
+    assert marker not in tokenizer.all_special_ids
+    kinds = kinds_of_ids(tokenizer, len(tokenizer))
+    assert (kinds[marker], kinds[word]) == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_tokens_below_the_average_go(name: str, values: dict[str, Any]) -> None:
             assert held[layer][row][head] == expected, (layer, row, head, time)
 
 
+def test_a_budget_is_not_kept_for_tokens_that_do_not_come() -> None:
+    # half of 40 goes at once, but where 6 tokens follow there is no second time
+    (plan,) = Scissorhands(budget=40, recent=4).plans(100, 6, 1)
+    assert (plan.kept, plan.room, plan.goes_on) == (34, 6, False)
+    (plan,) = Scissorhands(budget=40, recent=4).plans(100, 21, 1)
+    assert (plan.kept, plan.room, plan.goes_on) == (20, 20, True)
+
+
 def test_drop_is_a_share_of_the_cache() -> None:
     assert [Scissorhands(drop=share).period(40) for share in (0.5, 0.25, 0.001)] == [20, 10, 1]
     assert Scissorhands(every=3).period(40) == 3

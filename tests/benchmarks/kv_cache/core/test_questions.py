@@ -36,6 +36,7 @@ def score(
 @pytest.mark.parametrize("cls", [KeyValueRetrieval, SingleNeedle])
 def test_the_full_cache_passes_and_one_that_drops_the_needle_fails(cls: type[QuestionWorkload], query_aware: bool):
     workload = small(cls, query_aware=query_aware)
+    assert workload.label == f"question {'before' if query_aware else 'behind'} the eviction"
     for seed in range(2):
         (start, end), *others = workload.build(SOURCES, seed)["items"][0]["places"]
         assert not others

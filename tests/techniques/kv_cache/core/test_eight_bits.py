@@ -51,7 +51,7 @@ def test_storage_is_a_byte_an_element_and_never_moves() -> None:
 
 
 # widths of whole blocks go through the kernel in 16 bits, and others do not
-@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-5), (torch.float16, 1e-5), (torch.bfloat16, 8e-3)])
 @pytest.mark.parametrize("width", [16, 64, 80])
 @pytest.mark.parametrize("tokens", [1, 31, 32, 33, 100])
 def test_products_are_those_with_what_is_restored(width: int, tokens: int, dtype: torch.dtype, allowed: float) -> None:
@@ -69,6 +69,14 @@ def test_products_are_those_with_what_is_restored(width: int, tokens: int, dtype
     assert ((values.mixed(weights) - mixed).abs() <= allowed * (weights.double() @ reach(values)) + 1e-6).all()
 
 
+def test_small_weights_of_a_long_context_are_not_lost() -> None:
+    given = (states(20_000, 8)[:1, :1] / 1000).half()  # weight times step is below what float16 can hold
+    store = filled(given, 20_000, True)
+    weights = torch.full((1, 1, 1, 20_000), 1 / 20_000)
+    expected = restored(store).mean(2, keepdim=True)
+    assert (store.mixed(weights).double() - expected).abs().max() < 1e-3 * expected.abs().max()
+
+
 def reach(store: PerTokenInt8) -> Tensor:
     """How far from 0 an element's codes can lead: what products in 16 bits are rounded by a share of."""
     return store.restored().double().abs() + 128 * store.steps()
@@ -76,9 +84,9 @@ def reach(store: PerTokenInt8) -> Tensor:
 
 def restored(store: PerTokenInt8) -> Tensor:
     """Without the rounding to 16 bits."""
-    store.dtype = torch.float64
+    dtype, store.dtype = store.dtype, torch.float64
     exact = store.restored()
-    store.dtype = torch.bfloat16
+    store.dtype = dtype
     return exact
 
 

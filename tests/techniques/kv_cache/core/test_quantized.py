@@ -143,6 +143,15 @@ def test_values_in_16_bits_are_mixed_by_the_kernel_for_eight(context: int) -> No
     assert (found - expected).abs().max() < 2**-8 * weights.sum(-1).max() * given.abs().max()
 
 
+def test_small_weights_of_a_long_context_are_not_lost() -> None:
+    torch.manual_seed(3)
+    given = ((torch.randn(1, 1, 20_000, 32) + 1) / 1000).half()
+    weights = torch.full((1, 1, 1, 20_000), 1 / 20_000)
+    store = filled(given)
+    expected = store.restored().double().mean(2, keepdim=True)
+    assert (store.mixed(weights).double() - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
 def filled(given: Tensor) -> PerToken:
     store = PerToken(given.shape[2] + 8, 2, 32, 8, 32)
     store.fill(given)
