@@ -110,7 +110,7 @@ class PreferencePairs(PreferenceWorkload):
         heldout = heldout[: self.items]
         shown = {tuple(pair["prompt"]) for pair in heldout}
         apart = [pair for pair in train if tuple(pair["prompt"]) not in shown]
-        cuts.shared, train = len(train) - len(apart), apart
+        cuts.shared, train = len(train) - len(apart), apart[: self.pairs]
         model = source.model()
         built: Built = {
             "train": train,

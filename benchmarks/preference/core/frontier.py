@@ -76,8 +76,9 @@ def at_budget(divergences: Sequence[float], rewards: Sequence[Sequence[float]], 
     for place in range(1, len(divergences)):
         before, after = divergences[place - 1], divergences[place]
         if after >= budget:
-            start, end = math.sqrt(before), math.sqrt(after)
-            share = min(max((math.sqrt(budget) - start) / (end - start), 0.0), 1.0) if end > start else 1.0
+            # a divergence that is 0 may be summed to a little less
+            start, end, wanted = (math.sqrt(max(one, 0.0)) for one in (before, after, budget))
+            share = min(max((wanted - start) / (end - start), 0.0), 1.0) if end > start else 1.0
             return [low + share * (high - low) for low, high in zip(rewards[place - 1], rewards[place], strict=True)]
     return list(rewards[-1])
 

@@ -17,8 +17,7 @@ from bench.families import training
 from bench.models import Source, Sources
 from bench.workload import Quality
 from benchmarks.preference.controlled_sentiment import SHORT_OF_BUDGET, ControlledSentiment
-from benchmarks.preference.core import rewards
-from benchmarks.preference.core import looks
+from benchmarks.preference.core import looks, rewards
 from benchmarks.preference.core.looks import Look
 from techniques.preference.best_of_n import BestOfN
 from techniques.preference.dpo import Dpo
@@ -206,9 +205,9 @@ def test_arms_are_compared_no_further_away_than_the_baseline_came():
 
 def test_the_baselines_technique_again_is_judged_against_the_baseline():
     built = SMALL.build(SOURCES, 0)
-    base = run(Dpo(learning_rate=5e-3), built)
+    base = run(Dpo(learning_rate=2e-2), built)
     assert base.metrics["win_rate"] == [0.5] * 5
-    other = run(SftOnChosen(learning_rate=5e-3), built, base)
+    other = run(SftOnChosen(learning_rate=2e-2), built, base)
     pairs = zip(other.metrics["reward"], base.metrics["reward"], strict=True)
     assert other.metrics["win_rate"] == [0.5 + 0.5 * ((own > of_base) - (own < of_base)) for own, of_base in pairs]
     assert other.metrics["win_rate"] != [0.5] * 5

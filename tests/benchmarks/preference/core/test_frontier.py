@@ -66,6 +66,7 @@ def test_reward_is_read_at_the_first_crossing():
     assert at_budget(divergences, rewards, 2.0) == pytest.approx([0.4 + 0.4 * share, 1 - share])
     assert at_budget(divergences, rewards, 1.0) == pytest.approx([0.4, 1.0])
     assert at_budget(divergences, rewards, 0.25) == pytest.approx([0.2, 1.0])
+    assert at_budget([0.0, -1e-9], rewards[:2], -1e-9) == rewards[1]
     # never reached: the end of the training
     assert at_budget([0.0, 0.2, 0.1], rewards[:3], 1.0) == rewards[2]
     assert at_budget([0.0], rewards[:1], 1.0) == rewards[0]

@@ -62,7 +62,7 @@ def test_mask_oracle(policy: type[Eviction], name: str) -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_half_precision(policy: type[Eviction]) -> None:
-    technique = small(policy, budget=26)
+    technique = small(policy, budget=22)
     ready = prepared(technique, dtype="bfloat16")
     gate = kv_oracle.gate(ready.model, technique.cache(ready, 2, CONTEXT, NEW), IDS, CONTEXT)
     assert gate.passed, gate.detail
@@ -84,13 +84,13 @@ def test_a_budget_for_everything_is_the_full_cache(policy: type[Eviction], name:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_bytes_are_those_of_the_budget(policy: type[Eviction]) -> None:
-    technique = small(policy, budget=26)
+    technique = small(policy, budget=22)
     ready = prepared(technique)
     marks = 4 if technique.watches else 0
     for _ in technique.steps(ready, JOB):
         # 3 layers, 2 rows, 2 heads; keys and values of 16 dimensions in float32, and 4 bytes for the position
-        assert kv.held_bytes(ready.cache) == 3 * 2 * 2 * 26 * (2 * 16 * 4 + 4 + marks)
-        assert kv.kept_tokens(ready.cache) <= 26
+        assert kv.held_bytes(ready.cache) == 3 * 2 * 2 * 22 * (2 * 16 * 4 + 4 + marks)
+        assert kv.kept_tokens(ready.cache) <= 22
         for layer in ready.cache.layers:
             assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in layer.held())
 
@@ -140,7 +140,7 @@ def test_the_prompt_is_attended_to_in_full() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_rows_of_a_batch_are_independent(policy: type[Eviction]) -> None:
-    technique = small(policy, budget=26)
+    technique = small(policy, budget=22)
     ready = prepared(technique)
     both = technique.logprobs(ready, IDS, CONTEXT)
     apart = [technique.logprobs(ready, row[None], CONTEXT) for row in IDS]
