@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bench.errors import Unsupported
 from bench.models import Source
@@ -12,6 +12,20 @@ SPEAKERS = {"system": "System", "user": "Human", "assistant": "Assistant"}
 """Role -> the name that a transcript gives it, as hh-rlhf does."""
 Turn = tuple[str, str]
 """Role and what is said."""
+_ANSWER = "So it is."
+
+
+class Asked(NamedTuple):
+    """What an answer is given to."""
+
+    turns: tuple[Turn, ...]
+    """The conversation so far; none where the prompt is plain text."""
+    text: str
+    """The plain text; of a conversation its transcript."""
+
+    def answered(self, answer: str) -> str:
+        """As plain text with its answer."""
+        return f"{self.text} {answer.strip()}" if self.turns else self.text + answer
 
 
 def messages(value: Any, name: str) -> tuple[Turn, ...]:
@@ -43,8 +57,8 @@ def ids_of(
 ) -> tuple[list[int], list[list[int]]]:
     """Ids of what is asked, and of each answer behind it.
 
-    A begin-of-text id stands there at most once, an end-of-text id exactly once, behind every answer. Prompt and answer
-    are made into ids apart, so no token spans the two.
+    A begin-of-text id stands there at most once, the id of an answer's end exactly once, behind every answer. Prompt
+    and answer are made into ids apart, so no token spans the two.
 
     Args:
         turns: the conversation so far; none where the prompt is plain text.
@@ -55,8 +69,8 @@ def ids_of(
         Unsupported: the model's chat template refuses the conversation.
     """
     tokenizer = source.tokenizer
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    templated = bool(turns) and chat and bool(tokenizer.chat_template)
+    begin, end = tokenizer.bos_token_id, end_of_answer(source, turns, chat)
+    templated = _templated(tokenizer, turns, chat)
     if templated:
         said = [{"role": role, "content": content} for role, content in turns]
         try:
@@ -67,7 +81,7 @@ def ids_of(
     if prompt:
         # a template writes the begin-of-text token itself
         given = tokenizer(prompt, add_special_tokens=not templated)["input_ids"]
-        if not templated and len(given) > 1 and given[-1] == end:
+        if not templated and len(given) > 1 and given[-1] == tokenizer.eos_token_id:
             given = given[:-1]
         if begin is not None and given[:2] == [begin, begin]:
             given = given[1:]
@@ -75,7 +89,34 @@ def ids_of(
     for answer in answers:
         spoken = answer.strip() if templated else f" {answer.strip()}" if turns else answer
         ids: list[int] = tokenizer(spoken, add_special_tokens=not given)["input_ids"]
-        while end is not None and ids[-1:] == [end]:
+        while ids and ids[-1] in (end, tokenizer.eos_token_id):
             ids = ids[:-1]
         found.append([*ids, end] if end is not None else ids)
     return given, found
+
+
+def end_of_answer(source: Source, turns: Sequence[Turn], chat: bool) -> int | None:
+    """The id that an answer ends with: the special one that the model's chat template writes behind what an assistant
+    says (as Gemma's <end_of_turn>), else the end-of-text id; None where the tokenizer has neither.
+
+    Args:
+        turns: as of `ids_of`.
+        chat: as of `ids_of`.
+    """
+    tokenizer = source.tokenizer
+    end: int | None = tokenizer.eos_token_id
+    if not _templated(tokenizer, turns, chat):
+        return end
+    said = [{"role": "user", "content": "Well?"}, {"role": "assistant", "content": _ANSWER}]
+    try:
+        rendered = tokenizer.apply_chat_template(said, add_generation_prompt=False, tokenize=False)
+    except Exception:  # a template raises whatever it likes; the conversation itself may please it
+        return end
+    _, found, behind = rendered.rpartition(_ANSWER)
+    special = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids: list[int] = tokenizer(behind, add_special_tokens=False)["input_ids"] if found else []
+    return next((id for id in ids if id in special), end)
+
+
+def _templated(tokenizer: Any, turns: Sequence[Turn], chat: bool) -> bool:
+    return bool(turns) and chat and bool(tokenizer.chat_template)

@@ -90,8 +90,8 @@ GLOSSARY = _glossary(
         "latency",
         "ratio",
         "higher",
-        "The same were every drafted token accepted with the acceptance rate a, independently: "
-        "(1 - a^(g+1)) / (1 - a) / (g c + verification_cost) (Leviathan et al. 2023, theorem 3.8).",
+        "The same were every drafted token accepted with the acceptance rate a, independently, and a pass over a whole "
+        "draft as quick as one over a token: (1 - a^(g+1)) / (1 - a) / (g c + 1) (Leviathan et al. 2023, theorem 3.8).",
         0.03,
     ),
     Metric(
@@ -100,6 +100,15 @@ GLOSSARY = _glossary(
         "share",
         "higher",
         "Share of the predicted tokens per second that the timed bursts reached.",
+        0.03,
+        relative=False,
+    ),
+    Metric(
+        "formula_reached",
+        "latency",
+        "share",
+        "higher",
+        "Share of iid_speedup that the timed bursts reached, one pass of the target timed on its own as one token.",
         0.03,
         relative=False,
     ),

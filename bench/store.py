@@ -255,13 +255,16 @@ def _check_schema(path: Path, data: Any) -> None:
         raise StoreError(f"{path} has schema {data.get('schema')!r}, this program reads {SCHEMA}")
 
 
-def newest(out: Path, experiment: str, config_sha256: str) -> Run:
-    """The latest run of a config, in whichever folder it lies; those with a damaged manifest are left out.
+def newest(out: Path, experiment: str, config_sha256: str, apart: Iterable[str] = APART) -> Run:
+    """The latest run of a config; those with a damaged manifest are left out.
+
+    Args:
+        apart: stamps of runs that count too, though they cannot be published.
 
     Raises:
         UsageError: there is none.
     """
-    places = {place(out, experiment, [stamp]) for stamp in ("", *APART)}
+    places = {place(out, experiment, [stamp]) for stamp in ("", *apart)}
     runs = [Run(path.parent) for each in places for path in each.glob("*/manifest.json")]
     runs.sort(key=lambda run: run.folder.name, reverse=True)
     readable = []

@@ -57,14 +57,20 @@ def run(
     """
     raw = config(entries)
     checked, device, dtype = api.prepare(raw, NAME, **wanted)
-    known = stored(out, checked.settings.name, checked.hash, anonymous(manifest.collect(device, dtype, argv)))
+    about = anonymous(manifest.collect(device, dtype, argv))
+    known = stored(out, checked.settings.name, checked.hash, about, quick=checked.settings.quick)
     return known or api.run(raw, out, say=say, argv=argv, origin=NAME, **wanted).store
 
 
-def stored(out: Path, experiment: str, config_sha256: str, environment: Mapping[str, Any]) -> store.Run | None:
-    """The newest run of this config, if all its cells are there and the environment is the same."""
+def stored(
+    out: Path, experiment: str, config_sha256: str, environment: Mapping[str, Any], quick: bool = False
+) -> store.Run | None:
+    """The newest run of this config, if all its cells are there and the environment is the same.
+
+    Disturbed runs and those of changed code do not count, and quick ones only where a quick one is wanted.
+    """
     try:
-        found = store.newest(out, experiment, config_sha256)
+        found = store.newest(out, experiment, config_sha256, ["quick"] if quick else [])
         about = found.manifest
     except (UsageError, StoreError):
         return None

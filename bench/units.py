@@ -97,10 +97,11 @@ def _speculation(rounds: Iterable[Mapping[str, Any]], draft_tokens: int) -> dict
             cost = draft_tokens * share + verify
             found |= {"cost_ratio": share, "verification_cost": verify, "predicted_speedup": length / cost}
             run = sum(accepted**place for place in range(draft_tokens + 1))
-            found["iid_speedup"] = run / cost
+            found["iid_speedup"] = run / (draft_tokens * share + 1)
             times = [times for one in samples for times in prompt_times(one)]
             measured = sum(rest for _, rest, _ in times) / sum(tokens for _, _, tokens in times)
             found["prediction_reached"] = calls["forward"] * cost / length / measured
+            found["formula_reached"] = calls["forward"] / measured / found["iid_speedup"]
         for name, value in found.items():
             units.setdefault(name, {})[part["round"]] = value
     return units

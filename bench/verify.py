@@ -55,6 +55,8 @@ class Finding:
     run: Path | None = None
     foreseen: str = ""
     """What simulation says where no record does; '' where it says nothing."""
+    thin: bool = False
+    """Whether the records are too few to decide anything."""
 
 
 class _NoFigure(Exception):
@@ -66,7 +68,8 @@ def ledger(
     runs: Iterable[Run],
     foreseen: Mapping[tuple[str, str], str] | None = None,
 ) -> list[Finding]:
-    """Every claim of these techniques, once for each setting in which it was looked at; the newest run of a setting.
+    """Every claim of these techniques, once for each setting in which it was looked at: the newest run of a setting,
+    but for one that says nothing or has too few repeats beside an older one that has enough.
 
     Settings that agree on an exact figure count as one, and so do those that say nothing.
 
@@ -82,11 +85,17 @@ def ledger(
             for run, comparisons in stored:
                 for records in comparisons:
                     for finding in examine(entry.name, claim, records):
-                        seen.setdefault(finding.subject, replace(finding, run=run.folder))
+                        newer = seen.get(finding.subject)
+                        if newer is None or (_says_little(newer) and not _says_little(finding)):
+                            seen[finding.subject] = replace(finding, run=run.folder)
             said = (foreseen or {}).get((entry.name, claim.name), "")
             unseen = Finding(entry.name, claim, Outcome.UNTESTABLE, missing(claim), foreseen=said)
             found += _folded(seen.values()) or [unseen]
     return found
+
+
+def _says_little(finding: Finding) -> bool:
+    return finding.thin or finding.outcome is Outcome.UNTESTABLE
 
 
 def _folded(findings: Iterable[Finding]) -> list[Finding]:
@@ -196,7 +205,7 @@ def _decide(technique: str, claim: Claim, operands: Sequence[list[Record]]) -> F
     low, high = (estimate.change, estimate.change) if exact else (estimate.low, estimate.high)
     finding = Finding(technique, claim, Outcome.INCONCLUSIVE, "", estimate.change, low, high)
     if low is None or high is None or (estimate.refusal and not exact):
-        return replace(finding, reason=estimate.refusal or estimate.reason)
+        return replace(finding, reason=estimate.refusal or estimate.reason, thin=True)
     metric = claim.parsed.figures[0].metric
     if metric is not None and metric.unit in CLOCKED and estimate.spread == 0:
         return replace(finding, reason="all times alike to the last digit: the clock is suspicious")
@@ -314,7 +323,14 @@ def _subject(operands: Sequence[Sequence[Record]]) -> str:
     first = operands[0][0]
     found = claims.facts(first)
     arms = " against ".join(dict.fromkeys(_arm(arm[0]) for arm in operands))
-    return f"{arms}; {found['model']} ({found['dtype']}), {_workload(first)}; {found['machine']}"
+    helpers = "".join(f", {role} {name}" for role, name in sorted(set().union(*map(_helpers, operands))))
+    return f"{arms}; {found['model']} ({found['dtype']}){helpers}, {_workload(first)}; {found['machine']}"
+
+
+def _helpers(arm: Sequence[Record]) -> set[tuple[str, str]]:
+    """Role and name of the networks beside the target that an arm has read: a draft, a reference."""
+    read = (arm[0].get("prepared") or {}).get("reads") or []
+    return {(one["role"], one["name"]) for one in read if one["role"] != "target"}
 
 
 def _arm(record: Record) -> str:

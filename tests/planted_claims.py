@@ -236,10 +236,11 @@ def _plant(record: dict[str, Any], figure: Figure, value: float) -> None:
             verified = 10_000
             accepted = round((value - 1) * verified) + number % 3
             part["bursts"][0]["samples"] = _counted(accepted, verified, 1.0)
-    elif figure.quantity == "prediction_reached":
-        # the draft is free and a pass costs one token's: a token should take forward / length
+    elif figure.quantity == "formula_reached":
+        # the draft is free and half of the first drafted tokens are accepted: 1 + 1/2 + 1/4 ... tokens a pass
+        drafted = record["technique"]["parameters"]["draft_tokens"]
         for part, share in zip(rounds, fabricated.noisy(value, salt, len(rounds)), strict=True):
-            part["bursts"][0]["samples"] = _counted(5_000, 10_000, 0.04 / 1.5 / share)
+            part["bursts"][0]["samples"] = _counted(5_000, 10_000, 0.04 / (2 - 0.5**drafted) / share)
             part["calls"] = {"forward": [0.04], "draft": [0.0], "verify": [0.04]}
     else:
         assert figure.metric is not None

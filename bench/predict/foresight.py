@@ -39,7 +39,8 @@ class Foreseen:
 
     technique: str
     claim: str
-    expression: str
+    asked: str
+    """What was simulated for it (`asked`)."""
     value: float
     words: str
     """The figure, whether the claim would hold with it, and of what it is simulated."""
@@ -61,7 +62,13 @@ def of(technique: str, claim: Claim) -> Foreseen | None:
         return None
     a, b = (*map(_value, claim.parsed.figures, predicted), 0.0)[:2]
     value = {"": a, "-": a - b, "/": a / b if b else 0.0}[claim.parsed.operator]
-    return Foreseen(technique, claim.name, claim.expression, value, _words(claim, value, model, predicted[0].needed))
+    return Foreseen(technique, claim.name, asked(claim), value, _words(claim, value, model, predicted[0].needed))
+
+
+def asked(claim: Claim) -> str:
+    """All of a claim that a foreseen figure and its words rest on, in one line."""
+    workload = ", ".join(f"{key}={value}" for key, value in claim.workload.items())
+    return f"{claim.expression}, {claim.expected}; {model_of(claim)}, {workload}"
 
 
 def model_of(claim: Claim) -> str | None:
@@ -93,7 +100,7 @@ def stored(out: Path) -> dict[tuple[str, str], Foreseen]:
     except (StoreError, KeyError, TypeError):
         return {}
     there = {(one.technique, one.claim): one for one in found}
-    return {key: one for key, one in there.items() if key in claims and claims[key].expression == one.expression}
+    return {key: one for key, one in there.items() if key in claims and asked(claims[key]) == one.asked}
 
 
 def _predicted(figure: Figure, claim: Claim, model: str) -> Prediction:

@@ -75,8 +75,11 @@ class Line:
         for verb, verdict in (("saves", Verdict.BETTER), ("costs", Verdict.WORSE)):
             found = [f"{one.text} ({verdict}, {one.reason})" for one in self.answers if one.word == verdict]
             parts += [f"{verb} {', '.join(found)}"] if found else []
-        others = [one for one in self.answers if one.word not in {Verdict.BETTER, Verdict.WORSE}]
-        parts += [f"{one.axis}: {one.word}{f' ({one.reason})' if one.reason else ''}" for one in others]
+        others: dict[str, list[str]] = {}
+        for one in self.answers:
+            if one.word not in {Verdict.BETTER, Verdict.WORSE}:
+                others.setdefault(f"{one.word}{f' ({one.reason})' if one.reason else ''}", []).append(one.axis)
+        parts += [f"{', '.join(axes)}: {said}" for said, axes in others.items()]
         if self.status == "ungated":
             parts.append("UNGATED: nothing checked its output")
         if self.labels:

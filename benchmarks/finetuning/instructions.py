@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from bench import text
+from bench.conversation import end_of_answer
 from bench.errors import UsageError
 from bench.families.finetuning import Finetuning
 from bench.families.finetuning_workload import FinetuningWorkload
@@ -114,7 +115,7 @@ class Instructions(FinetuningWorkload):
             "heldout": heldout,
             "other": whole(spread(other, self.other_items)),
             **({"rows": packed([len(one["ids"]) for one in train], self.sequence)} if self.packing else {}),
-            **({"numbers": numbers} if asks else {}),
+            **({"numbers": numbers, "end": self._end(source, answered)} if asks else {}),
             "notes": {**cuts.notes(self.sequence), **contamination.notes(shared, len(heldout), self.ngram)},
             "counts": {"contaminated_items": float(len(shared)), "contamination_ngram": float(self.ngram)},
         }
@@ -134,6 +135,10 @@ class Instructions(FinetuningWorkload):
             found.append((example, one))
         return found
 
+    def _end(self, source: Source, answered: Sequence[tuple[Example, Text]]) -> int | None:
+        """The id that the held-out answers end with; a file is of conversations or it is not."""
+        return end_of_answer(source, answered[0][0].turns, self.chat)
+
     @property
     def row_tokens(self) -> int:
         return self.sequence if self.packing else min(self.sequence, 192)
@@ -151,8 +156,8 @@ class Instructions(FinetuningWorkload):
             return
         decode: Any = source.tokenizer.decode
         prompts = [one["ids"][: one["prompt"]] for one in built["heldout"]]
-        answers = technique.answers(prepared, prompts, self.new_tokens, source.tokenizer.eos_token_id)
-        results = [one for one in (result_of(source, text) for text in built["heldout"]) if one]
+        answers = technique.answers(prepared, prompts, self.new_tokens, built["end"])
+        results = [one for one in (result_of(source, text, built["end"]) for text in built["heldout"]) if one]
         if len(results) == len(prompts):  # else items would not be the same; that texts lost their end is told
             quality.metrics["result_nll"] = self.score(technique, prepared, results, source.device).nll
         written = [decode(ids, skip_special_tokens=True) for ids in answers]
@@ -170,10 +175,10 @@ def _asked(example: Example) -> str:
     return example.prompt or example.answer
 
 
-def result_of(source: Source, text: Text) -> Text | None:
+def result_of(source: Source, text: Text, end: int | None) -> Text | None:
     """The same text of which only the number behind #### is learnt, and the end; None where that was cut off."""
     ids, tokenizer = text["ids"], source.tokenizer
-    complete = tokenizer.eos_token_id in {None, ids[-1]} and RESULT in tokenizer.decode(ids[text["prompt"] :])
+    complete = end in {None, ids[-1]} and RESULT in tokenizer.decode(ids[text["prompt"] :])
     if not complete:
         return None
     places = (place for place in range(text["prompt"], len(ids)) if "#" not in tokenizer.decode(ids[place:]))

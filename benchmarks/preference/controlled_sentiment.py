@@ -161,7 +161,7 @@ class ControlledSentiment(PreferenceWorkload):
         openings, fresh = ([_ids(source, text) for text in texts] for texts in self._openings())
         built: Built = {
             "reward": "letters" if source.is_random else self.reward,
-            "drawn": drawn(source),
+            "drawn": drawn(source, source.tokenizer.eos_token_id),
             "fresh": fresh,
         }
         rollout = self.rollout(built, source.device)

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from bench import commands, conversation
+from bench.conversation import Asked
 from bench.errors import Unsupported, UsageError
 from bench.families import cache as kv
 from bench.families.preference import Pair, Preference
@@ -35,7 +36,7 @@ SHOWN = 2
 class PreferencePairs(PreferenceWorkload):
     """Pairs from a file in the format of hh-rlhf, UltraFeedback or TRL; prompts are held out whole.
 
-    A conversation is written in the model's chat template, and an answer ends with the end-of-text id. Without a
+    A conversation is written in the model's chat template, and an answer ends as the template ends it. Without a
     template, or with chat=false, it is written as hh-rlhf has it. Prompt and answer are made into ids apart, so no
     token spans the two.
     """
@@ -62,8 +63,9 @@ class PreferencePairs(PreferenceWorkload):
     """Leave out lines whose answers are empty or the same, and say how many, instead of refusing the file."""
     judge: str = ""
     """A reward model (one label, as transformers' sequence classification) or a language model, by hub id or folder:
-    it compares what the policy and the baseline answer to the held-out prompts; or a program, as `command:python3
-    judge.py`, that is started only where the command line names it; empty: nothing is answered."""
+    it compares what the policy and the baseline answer to the held-out prompts, of which it reads the beginning too; or
+    a program, as `command:python3 judge.py`, that is started only where the command line names it; empty: nothing is
+    answered."""
     judge_seconds: float = Field(default=120.0, gt=0)
     """That a judge which is a program may take for all answers of an arm [s]."""
     answer: int = Field(default=64, ge=1, le=8192)
@@ -95,44 +97,43 @@ class PreferencePairs(PreferenceWorkload):
         groups: dict[tuple[object, str], list[TextPair]] = {}
         for text in file.pairs:
             groups.setdefault((text.turns, text.prompt), []).append(text)
-        heldout: list[Pair] = []
-        train: list[Pair] = []
+        heldout: list[tuple[TextPair, Pair]] = []
+        learnt: list[tuple[TextPair, Pair]] = []
         for place in torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist():
-            wanted = heldout if len(heldout) < self.items else train
-            if len(train) < self.pairs:
+            wanted = heldout if len(heldout) < self.items else learnt
+            if len(learnt) < self.pairs:
                 wanted += self._pairs(source, list(groups.values())[place], cuts)
-        if len(heldout) < self.items or not train:
+        if len(heldout) < self.items or not learnt:
             raise UsageError(
-                f"{self.path or 'the embedded pairs'}: {len(heldout) + len(train)} usable pairs over {len(groups)} "
+                f"{self.path or 'the embedded pairs'}: {len(heldout) + len(learnt)} usable pairs over {len(groups)} "
                 f"prompts; {self.items} are held out with their prompts, and at least one more prompt is needed: "
                 f"lower items"
             )
-        heldout = heldout[: self.items]
-        shown = {tuple(pair["prompt"]) for pair in heldout}
-        apart = [pair for pair in train if tuple(pair["prompt"]) not in shown]
-        cuts.shared, train = len(train) - len(apart), apart[: self.pairs]
+        asked = [asked_of(text) for text, _ in heldout[: self.items]]
+        kept = [pair for _, pair in heldout[: self.items]]
+        shown = {tuple(pair["prompt"]) for pair in kept}
+        apart = [pair for _, pair in learnt if tuple(pair["prompt"]) not in shown]
+        cuts.shared, train = len(learnt) - len(apart), apart[: self.pairs]
         model = source.model()
         built: Built = {
             "train": train,
-            "heldout": heldout,
+            "heldout": kept,
             "train_reference": self.reference_logprobs(model, train, source.device),
-            "reference": self.reference_logprobs(model, heldout, source.device),
+            "reference": self.reference_logprobs(model, kept, source.device),
             "notes": cuts.notes(self),
         }
         if self.judge.startswith(commands.PREFIX):
-            self._ask_once(source, heldout[0])
+            first = heldout[0][0]
+            # what is wrong with a program is to show before anything is trained
+            judges.named(self.judge, source, self.judge_seconds)[0]([(asked[0], first.chosen, first.rejected)])
         if self.judge:
-            built["drawn"] = drawn(source)
+            built["asked"] = asked
+            built["drawn"] = drawn(source, conversation.end_of_answer(source, asked[0].turns, self.chat))
             generator = torch.Generator(source.device).manual_seed(seed)
-            built["before"] = sample(model, prompts_of(heldout), self._sampling(built, source.device), generator)
+            built["before"] = sample(model, prompts_of(kept), self._sampling(built, source.device), generator)
         return built
 
-    def _ask_once(self, source: Source, pair: Pair) -> None:
-        """What is wrong with a program is to show before anything is trained."""
-        prompt, chosen, rejected = (written(source, pair[part]) for part in ("prompt", "chosen", "rejected"))
-        judges.named(self.judge, source, self.judge_seconds)[0]([(prompt, chosen, rejected)])
-
-    def _pairs(self, source: Source, texts: Sequence[TextPair], cuts: Cuts) -> Iterator[Pair]:
+    def _pairs(self, source: Source, texts: Sequence[TextPair], cuts: Cuts) -> Iterator[tuple[TextPair, Pair]]:
         """Texts as ids, cut to the limits; none where two answers are the same as far as they are kept."""
         for text in texts:
             try:
@@ -151,7 +152,7 @@ class PreferencePairs(PreferenceWorkload):
             if chosen == rejected:
                 cuts.alike += 1
             else:
-                yield Pair(prompt=prompt, chosen=chosen, rejected=rejected)
+                yield text, Pair(prompt=prompt, chosen=chosen, rejected=rejected)
 
     def quality(
         self,
@@ -180,16 +181,16 @@ class PreferencePairs(PreferenceWorkload):
     def _compare(self, quality: Quality, others: list[list[int]], built: Built, source: Source) -> None:
         """Win rate over the baseline's answers, and some answers to read."""
         own, before = quality.outputs, built["before"]
-        prompts = [written(source, prompt) for prompt in prompts_of(built["heldout"])]
+        asked = [Asked(tuple(map(tuple, turns)), text) for turns, text in built["asked"]]
         texts, start = ([written(source, ids) for ids in answers] for answers in (own, before))
         other = [written(source, ids) for ids in others]
         judge, quality.notes["judge"] = judges.named(self.judge, source, self.judge_seconds)
-        quality.metrics["win_rate"] = judges.wins(judge, prompts, texts, other)
+        quality.metrics["win_rate"] = judges.wins(judge, asked, texts, other)
         quality.metrics["repetition"] = [repetition(ids) for ids in own]
         quality.counts["output_tokens"] = mean([float(len(ids)) for ids in own])
         quality.counts["output_tokens_before"] = mean([float(len(ids)) for ids in before])
-        for prompt, first, text in list(zip(prompts, start, texts, strict=True))[:SHOWN]:
-            quality.texts.append({"prompt": f"{prompt} ... (before training:{first})", "output": text})
+        for question, first, text in list(zip(asked, start, texts, strict=True))[:SHOWN]:
+            quality.texts.append({"prompt": f"{question.text} ... (before training:{first})", "output": text})
 
 
 def prompts_of(pairs: Sequence[Pair]) -> list[list[int]]:
@@ -230,14 +231,18 @@ class Cuts:
         return {what: remedy for count, (what, remedy) in zip(counts, found.items(), strict=True) if count}
 
 
+def asked_of(pair: TextPair) -> Asked:
+    return Asked(pair.turns, conversation.transcript(pair.turns) if pair.turns else pair.prompt)
+
+
 def ids_of(source: Source, pair: TextPair, chat: bool) -> tuple[list[int], list[int], list[int]]:
     """Ids of prompt, chosen and rejected answer (`conversation.ids_of`); without a template, those of a transcript.
 
     Raises:
         Unsupported: the model's chat template refuses the conversation, or its tokenizer makes nothing of a text.
     """
-    plain = conversation.transcript(pair.turns) if pair.turns else pair.prompt
-    prompt, answers = conversation.ids_of(source, pair.turns, plain, (pair.chosen, pair.rejected), chat)
+    asked = asked_of(pair)
+    prompt, answers = conversation.ids_of(source, asked.turns, asked.text, (pair.chosen, pair.rejected), chat)
     if not prompt:
         raise Unsupported("the tokenizer makes no token of a prompt, so nothing predicts the first one of its answer")
     if not all(answers):

@@ -46,9 +46,9 @@ class Speculative(Drafted):
         ),
         Claim(
             name="formula",
-            statement="Wall time improves as the acceptance and the cost of the draft predict.",
+            statement="Wall time improves as the formula of acceptance rate and cost of the draft predicts.",
             source="Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, theorem 3.8",
-            expression="prediction_reached(speculative)",
+            expression="formula_reached(speculative)",
             expected=about(1.0, 0.1),
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12},
         ),

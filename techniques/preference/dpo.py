@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.claim import Claim, above
 from bench.errors import Unsupported
@@ -15,6 +16,7 @@ from bench.families.preference import PreferenceBatch
 from bench.families.training import TrainedPrepared
 from bench.models import Sources
 from bench.registry import register
+from bench.technique import Phase
 from techniques.preference.core import losses
 from techniques.preference.core.policy import PolicyTechnique, reference_model
 
@@ -99,11 +101,19 @@ class Dpo(PolicyTechnique):
     def prepare(self, sources: Sources) -> TrainedPrepared:
         return self.start(sources, self.reference)
 
+    def update(
+        self, prepared: TrainedPrepared, trained: list[nn.Parameter], batch: PreferenceBatch, rate: float, phase: Phase
+    ) -> Tensor:
+        # before the policy's pass: what it needs is let go of before the policy's activations are kept
+        with phase("reference"), prepared.precision():
+            batch = self.referred(prepared, batch)
+        return super().update(prepared, trained, batch, rate, phase)
+
     def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
-        # the reference first: its activations are gone before the policy's are kept
-        reference = self._reference(prepared, batch)
+        """Loss `()` of a batch that knows the log-probabilities under the technique's reference (`referred`)."""
+        assert batch.reference is not None
         policy = completion_logprobs(prepared.model, batch.texts)
-        chosen, rejected = (policy - reference).chunk(2)
+        chosen, rejected = (policy - batch.reference).chunk(2)
         loss = self._of_ratios(chosen, rejected)
         if self.nll_weight:
             loss = loss - self.nll_weight * policy[: batch.pairs] / batch.texts.tokens[: batch.pairs]
@@ -123,11 +133,15 @@ class Dpo(PolicyTechnique):
         loss: Tensor = function(chosen, rejected, self.beta, *noise)
         return loss
 
-    def _reference(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
-        """Log-probability of each completion under the reference, `(2 * pairs,)`."""
+    def referred(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> PreferenceBatch:
+        """The batch with the log-probability of each completion under the technique's reference.
+
+        Raises:
+            Unsupported: it is to be computed before, and was not.
+        """
         if self.reference == "precomputed":
             if batch.reference is None:
                 raise Unsupported("reference=precomputed: these pairs come without the reference's log-probabilities")
-            return batch.reference
+            return batch
         with reference_model(prepared) as model:
-            return completion_logprobs(model, batch.texts)
+            return replace(batch, reference=completion_logprobs(model, batch.texts))

@@ -86,6 +86,23 @@ def test_the_written_configs_are_valid(checkout: Path) -> None:
         assert f"{config}: " in done.stdout
 
 
+IN_THIS_PROCESS = """
+from pathlib import Path
+from bench import api
+run = api.run({names}, out="out", lock=Path("lock"), model="tiny:llama", quick=True, inline=True)
+for record in run.store.records():
+    print(record["family"], record["arm"], record["status"], len(record["rounds"]), record["reason"])
+"""
+
+
+def test_the_written_configs_run_as_they_are(checkout: Path) -> None:
+    done = python(checkout, "-c", IN_THIS_PROCESS.format(names=[f"my_{family}" for family in FAMILIES]))
+    assert done.returncode == 0, done.stderr
+    for family in FAMILIES:
+        assert f"{family} my_{family} ok 1" in done.stdout
+    assert all(" ok 1" in line for line in done.stdout.splitlines()), "their baselines too"
+
+
 def test_what_is_written_passes_the_linter(checkout: Path) -> None:
     own = [path.format(family) for family in FAMILIES for path in WRITTEN[:2]]
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):

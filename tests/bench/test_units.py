@@ -105,9 +105,10 @@ def test_what_speculation_promises_and_reaches() -> None:
     assert found["verification_cost"] == pytest.approx(1.2)
     assert found["predicted_speedup"] == pytest.approx((7 / 3) / 1.8)
     a = 4 / 6
-    assert found["iid_speedup"] == pytest.approx((1 - a**4) / (1 - a) / 1.8)
+    assert found["iid_speedup"] == pytest.approx((1 - a**4) / (1 - a) / 1.6), "verification at the cost of one token"
     assert found["tpot"] == pytest.approx(1.0), "all seconds over all tokens, no mean of ratios"
     assert found["prediction_reached"] == pytest.approx(1.8 / (7 / 3) / 1.0)
+    assert found["formula_reached"] == pytest.approx(1.0 / ((1 - a**4) / (1 - a) / 1.6))
 
 
 def test_groups_have_times_and_acceptance_of_their_own() -> None:

@@ -176,6 +176,28 @@ def test_the_newest_run_of_a_setting_counts_and_runs_that_cannot_be_published_do
     assert found.run.name == "20260102T000000Z_m_c"
 
 
+def test_a_newer_run_with_too_few_rounds_does_not_hide_an_older_one(tmp_path: Path) -> None:
+    enough = [record("base", seconds=2.0), record("arm", seconds=1.0)]
+    few = [record("base", seconds=2.0, rounds=2), record("arm", seconds=1.0, rounds=2)]
+    undecided = [record("base", seconds=1.0), record("arm", seconds=0.999)]
+    for day, arms in enumerate((enough, few)):
+        run(tmp_path / "x" / f"2026010{day}T000000Z_m_c", arms)
+    (found,) = ledger([entry(claim())], published(tmp_path))
+    assert found.outcome is Outcome.REPRODUCED
+    # one that has enough rounds and still decides nothing is what there is to say
+    run(tmp_path / "x" / "20260103T000000Z_m_c", undecided)
+    (found,) = ledger([entry(claim())], published(tmp_path))
+    assert found.outcome is Outcome.INCONCLUSIVE
+
+
+def test_another_draft_is_another_setting(tmp_path: Path) -> None:
+    for day, draft in enumerate(("one", "two")):
+        read = [{"role": "target", "name": "small"}, {"role": "draft", "name": draft}]
+        arms = [record("base", seconds=2.0), {**record("arm", seconds=1.0), "prepared": {"reads": read}}]
+        run(tmp_path / "x" / f"2026010{day}T000000Z_m_c", arms)
+    assert [", draft two, " in f.subject for f in ledger([entry(claim())], published(tmp_path))] == [True, False]
+
+
 def test_another_machine_is_another_line(tmp_path: Path) -> None:
     arms = [record("base", seconds=2.0), record("arm", seconds=1.0)]
     run(tmp_path / "x" / "1", arms)
@@ -233,6 +255,11 @@ def test_only_a_whole_run_of_this_config_in_this_environment_is_used_again(tmp_p
     assert again.folder == made.folder
     assert trial.stored(tmp_path, "x", "another", ENVIRONMENT) is None
     assert trial.stored(tmp_path, "x", "c", {**ENVIRONMENT, "versions": {"torch": "2.1"}}) is None
+    # what cannot be published does not stand for it, but a quick run where one is wanted
+    for stamp in ("quick", "dirty", "disturbed"):
+        run(tmp_path / stamp / "x" / "2", [record("base"), record("arm")])
+    found = [trial.stored(tmp_path, "x", "c", ENVIRONMENT, quick=quick) for quick in (False, True)]
+    assert [one.folder.parent.parent.name for one in found if one] == [tmp_path.name, "quick"]
     made.forget("c.arm.seed0")
     assert trial.stored(tmp_path, "x", "c", ENVIRONMENT) is None
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from bench import commands
+from bench.conversation import Asked
 from bench.errors import UsageError
 from bench.models import Source
 from benchmarks.preference.core.judge_program import Program
 
-Question = tuple[str, str, str]
-"""Prompt, one answer, another."""
+Question = tuple[Asked, str, str]
+"""What is asked, one answer, another."""
 Judge = Callable[[Sequence[Question]], list[float]]
 """Of each question how much better the first answer is, above 0 where it is better at all."""
 
@@ -41,7 +42,9 @@ def named(name: str, judged: Source, seconds: float) -> tuple[Judge, str]:
     """
     if name.startswith(commands.PREFIX):
         program = Program(commands.arguments(name), seconds)
-        return program, f"{name}, {program.version}"
+        return (
+            lambda questions: program([(asked.text, first, second) for asked, first, second in questions])
+        ), f"{name}, {program.version}"
     source = Source(name, role="judge", dtype=judged.dtype, device=judged.device)
     kinds = source.config.architectures or []
     scores = any(kind.endswith("ForSequenceClassification") for kind in kinds)
@@ -50,10 +53,11 @@ def named(name: str, judged: Source, seconds: float) -> tuple[Judge, str]:
 
 
 def reward_model(source: Source) -> Judge:
-    """The difference of two scores: each answer is read behind the prompt, alone.
+    """The difference of two scores: each answer is read alone behind what is asked, in the network's own chat template
+    where it has one.
 
     Raises:
-        UsageError: the network gives more than one score, or the tokenizer makes nothing of a text.
+        UsageError: the network gives more than one score, or its chat template refuses a conversation.
     """
     from transformers import AutoModelForSequenceClassification
 
@@ -64,11 +68,28 @@ def reward_model(source: Source) -> Judge:
     network: Any = source.other_model(AutoModelForSequenceClassification)
 
     @torch.no_grad()
-    def score(prompt: str, answer: str) -> float:
-        ids = source.tokenizer(prompt + answer, return_tensors="pt")["input_ids"].to(source.device)
+    def score(asked: Asked, answer: str) -> float:
+        ids = torch.tensor([_read(source, asked, answer)], device=source.device)
         return float(network(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0, 0])
 
-    return lambda questions: [score(prompt, first) - score(prompt, second) for prompt, first, second in questions]
+    return lambda questions: [score(asked, first) - score(asked, second) for asked, first, second in questions]
+
+
+def _read(source: Source, asked: Asked, answer: str) -> list[int]:
+    """What a reward model reads of one answer, as ids."""
+    tokenizer = source.tokenizer
+    text, templated = asked.answered(answer), bool(tokenizer.chat_template)
+    if templated:
+        said = [*(asked.turns or [("user", asked.text)]), ("assistant", answer.strip())]
+        try:
+            text = tokenizer.apply_chat_template(
+                [{"role": role, "content": content} for role, content in said], tokenize=False
+            )
+        except Exception as error:  # a template raises whatever it likes
+            raise UsageError(f"judge {source.name}: its chat template refuses a conversation ({error})") from error
+    # the template writes the begin-of-text token itself
+    ids: list[int] = tokenizer(text, add_special_tokens=not templated)["input_ids"]
+    return ids
 
 
 def language_model(source: Source) -> Judge:
@@ -84,18 +105,18 @@ def language_model(source: Source) -> Judge:
     network: Any = source.model()
 
     @torch.no_grad()
-    def odds(prompt: str, first: str, second: str) -> float:
-        asked = source.tokenizer(QUESTION.format(prompt=prompt, first=first, second=second))["input_ids"]
-        ids = torch.tensor([asked + letters[0][:-1]], device=source.device)
+    def odds(asked: Asked, first: str, second: str) -> float:
+        question = source.tokenizer(QUESTION.format(prompt=asked.text, first=first, second=second))["input_ids"]
+        ids = torch.tensor([question + letters[0][:-1]], device=source.device)
         logits = network(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
         return float(logits[kept[0]] - logits[kept[1]])
 
     return lambda questions: [
-        (odds(prompt, first, second) - odds(prompt, second, first)) / 2 for prompt, first, second in questions
+        (odds(asked, first, second) - odds(asked, second, first)) / 2 for asked, first, second in questions
     ]
 
 
-def wins(judge: Judge, prompts: Sequence[str], answers: Sequence[str], others: Sequence[str]) -> list[float]:
-    """Of each prompt 1 where the answer is judged better than the other one, 0 where worse, 1/2 where alike."""
-    margins = judge(list(zip(prompts, answers, others, strict=True)))
+def wins(judge: Judge, asked: Sequence[Asked], answers: Sequence[str], others: Sequence[str]) -> list[float]:
+    """Of each question 1 where the answer is judged better than the other one, 0 where worse, 1/2 where alike."""
+    margins = judge(list(zip(asked, answers, others, strict=True)))
     return [0.5 + 0.5 * ((margin > 0) - (margin < 0)) for margin in margins]

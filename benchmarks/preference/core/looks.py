@@ -111,11 +111,10 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def drawn(source: Source) -> dict[str, Any]:
+def drawn(source: Source, stop: int | None) -> dict[str, Any]:
     """The id that ends a completion, and those that are never drawn: other special ones and ids without a text."""
     tokenizer = source.tokenizer
     vocabulary = source.config.get_text_config(decoder=True).vocab_size
-    stop = tokenizer.eos_token_id
     banned = {*tokenizer.all_special_ids, *range(len(tokenizer), vocabulary)} - {stop}
     if len(banned) >= vocabulary - 1:
         raise Unsupported("the model's vocabulary holds no text")

@@ -80,9 +80,17 @@ def test_a_claim_is_foreseen_on_the_model_that_it_speaks_of_or_not_at_all() -> N
 def test_what_was_foreseen_is_kept_until_the_claim_reads_otherwise(tmp_path: Path) -> None:
     assert foresight.stored(tmp_path) == {}
     asked = QLORA["65b_in_48_gb"]
-    found = foresight.Foreseen("qlora", asked.name, asked.expression, 41e9, "41.0 GB")
-    foresight.keep(tmp_path, [found, replace(found, claim="bits", expression="peak_memory(another)")])
+    found = foresight.Foreseen("qlora", asked.name, foresight.asked(asked), 41e9, "41.0 GB")
+    foresight.keep(tmp_path, [found, replace(found, claim="bits", asked="peak_memory(another)")])
     assert foresight.stored(tmp_path) == {("qlora", asked.name): found}
+    changes: list[dict[str, Any]] = [
+        {"expected": at_most(1.0)},
+        {"workload": {**asked.workload, "sequence": 7}},
+        {"conditions": {}, "needs": {}},
+        {"expression": "peak_memory(qlora)"},
+    ]
+    for change in changes:
+        assert foresight.asked(replace(asked, **change)) != found.asked
 
 
 def test_it_stands_beside_a_claim_without_record_and_changes_no_verdict(tmp_path: Path) -> None:

@@ -172,7 +172,12 @@ def test_a_number_that_was_cut_off_is_not_scored(tmp_path: Path):
     workload = small(path=file_of(tmp_path / "own.jsonl", lines), steps=1)
     technique = Full()
     built = workload.build(SOURCES, 0)
-    assert [result_of(SOURCE, one) is None for one in built["heldout"]] == [True, False, False, False]
+    assert [result_of(SOURCE, one, SOURCE.tokenizer.eos_token_id) is None for one in built["heldout"]] == [
+        True,
+        False,
+        False,
+        False,
+    ]
     quality = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCE, None)
     assert "task_accuracy" in quality.metrics
     assert "result_nll" not in quality.metrics

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from bench.byte_tokenizer import BOS, EOS, byte_tokenizer
+from bench.byte_tokenizer import BOS, EOS, PAD, byte_tokenizer
+from bench.conversation import Asked
 from bench.errors import Unsupported, UsageError
 from bench.models import Source, Sources
 from benchmarks.preference.core import judge as judges
-from benchmarks.preference.core.pair_file import TextPair
-from benchmarks.preference.preference_pairs import Cuts, PreferencePairs, ids_of
+from benchmarks.preference.core.pair_file import TextPair, read_pairs
+from benchmarks.preference.preference_pairs import OWN, Cuts, PreferencePairs, asked_of, ids_of
 from techniques.preference.dpo import Dpo
 from techniques.preference.sft_on_chosen import SftOnChosen
 
@@ -233,9 +234,9 @@ def test_our_own_pairs_can_be_learnt(name: str):
 
 
 def test_a_judge_compares_what_is_answered_with_the_baselines_answers(monkeypatch: pytest.MonkeyPatch):
-    asked: list[tuple[str, str, str]] = []
+    asked: list[tuple[Asked, str, str]] = []
 
-    def longer(questions: list[tuple[str, str, str]]) -> list[float]:
+    def longer(questions: list[tuple[Asked, str, str]]) -> list[float]:
         asked.extend(questions)
         return [float(len(first) - len(second)) for _, first, second in questions]
 
@@ -255,12 +256,34 @@ def test_a_judge_compares_what_is_answered_with_the_baselines_answers(monkeypatc
     own = [decode(ids, skip_special_tokens=True) for ids in found.outputs]
     assert own != theirs
     assert [(answer, other) for _, answer, other in asked] == list(zip(own, theirs, strict=True))
-    assert asked[0][0] == decode(built["heldout"][0]["prompt"], skip_special_tokens=True)
+    # what is asked, not what the model's template makes of it
+    assert {one for one, *_ in asked} <= {asked_of(pair) for pair in read_pairs(OWN, False).pairs}
+    for (one, *_), pair in zip(asked, built["heldout"], strict=True):
+        said = one.turns[-1][1] if one.turns else one.text
+        assert said.strip()[-20:] in decode(pair["prompt"])
     assert found.metrics["win_rate"] == [
         0.5 + 0.5 * ((len(a) > len(b)) - (len(a) < len(b))) for a, b in zip(own, theirs, strict=True)
     ]
     assert found.texts[0]["output"] == own[0]
     assert "before training" in found.texts[0]["prompt"]
+
+
+def test_answers_end_as_they_are_taught_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(judges, "named", lambda name, judged, seconds: (lambda questions: [0.0] * len(questions), name))
+    said = [[("user", f"Hi {n}."), ("assistant", f"A {n}"), ("assistant", f"B {n}")] for n in range(2)]
+    turns = [[[{"role": role, "content": text}] for role, text in one] for one in said]
+    pairs = [dict(zip(("prompt", "chosen", "rejected"), one, strict=True)) for one in turns]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, pairs)))
+    workload = PreferencePairs(judge="tiny:llama", answer=4, items=1, path=str(path))
+    sources = Sources(Source("tiny:llama"))
+    tokenizer = sources.target.tokenizer
+    template = tokenizer.chat_template.replace("['content'] +", "['content'] + '<pad>' +")
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    built = workload.build(sources, 0)
+    assert built["drawn"]["stop"] == PAD == built["train"][0]["chosen"][-1]
+    assert EOS in built["drawn"]["banned"]
+    assert PAD not in built["drawn"]["banned"]
 
 
 def test_a_program_that_judges_is_tried_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import Unsupported
 from bench.families.completions import completion_logprobs
-from bench.families.preference import Pair, PreferenceJob, collate
+from bench.families.preference import Pair, PreferenceBatch, PreferenceJob, collate
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
 from benchmarks.preference.continuation_pairs import ContinuationPairs
@@ -38,6 +40,10 @@ def arm(name: str = "tiny:llama", **values: Any) -> tuple[Dpo, TrainedPrepared]:
     return technique, technique.prepare(Sources(Source(name)))
 
 
+def loss_of(technique: Dpo, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    return technique.loss(prepared, technique.referred(prepared, batch))
+
+
 def gradients(prepared: TrainedPrepared, loss: Tensor) -> list[Tensor]:
     return list(torch.autograd.grad(loss, prepared.trainable, retain_graph=True))
 
@@ -46,13 +52,13 @@ def gradients(prepared: TrainedPrepared, loss: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("reference", ["adapters_off", "copy"])
 def test_loss_starts_at_ln_2(name: str, reference: str):
     technique, prepared = arm(name, reference=reference)
-    assert float(technique.loss(prepared, BATCH).detach()) == pytest.approx(math.log(2), abs=1e-7)
+    assert float(loss_of(technique, prepared, BATCH).detach()) == pytest.approx(math.log(2), abs=1e-7)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_gradient_at_the_start(name: str):
     technique, prepared = arm(name, beta=0.4)
-    found = gradients(prepared, technique.loss(prepared, BATCH))
+    found = gradients(prepared, loss_of(technique, prepared, BATCH))
     chosen, rejected = completion_logprobs(prepared.model, BATCH.texts).chunk(2)
     expected = [
         -(0.4 / 2) * (wanted - unwanted) / len(PAIRS)
@@ -99,16 +105,16 @@ def test_equal_completions_have_no_gradient():
     same = [Pair(prompt=p["prompt"], chosen=p["chosen"], rejected=p["chosen"]) for p in PAIRS]
     technique, prepared = arm()
     batch = collate(same, "cpu")
-    largest = max(float(g.abs().max()) for g in gradients(prepared, technique.loss(prepared, BATCH)))
-    for gradient in gradients(prepared, technique.loss(prepared, batch)):
+    largest = max(float(g.abs().max()) for g in gradients(prepared, loss_of(technique, prepared, BATCH)))
+    for gradient in gradients(prepared, loss_of(technique, prepared, batch)):
         assert float(gradient.abs().max()) < 1e-6 * largest
 
 
 def test_swapping_the_pairs_turns_the_gradient_round():
     turned = collate([Pair(prompt=p["prompt"], chosen=p["rejected"], rejected=p["chosen"]) for p in PAIRS], "cpu")
     technique, prepared = arm()
-    one = gradients(prepared, technique.loss(prepared, BATCH))
-    other = gradients(prepared, technique.loss(prepared, turned))
+    one = gradients(prepared, loss_of(technique, prepared, BATCH))
+    other = gradients(prepared, loss_of(technique, prepared, turned))
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(a, -b, atol=1e-6, rtol=1e-3)
 
@@ -118,14 +124,14 @@ def test_precomputed_reference_is_the_batchs_own():
     shifted = technique.logprobs(prepared, BATCH.texts)
     shifted[:4] += 10  # the policy has lost 10 nats on every chosen completion
     known = replace(BATCH, reference=shifted)
-    assert float(technique.loss(prepared, known).detach()) == pytest.approx(math.log1p(math.exp(1.0)), abs=1e-5)
+    assert float(loss_of(technique, prepared, known).detach()) == pytest.approx(math.log1p(math.exp(1.0)), abs=1e-5)
     # a live one does not look at it
     for reference in ("adapters_off", "copy"):
         technique, prepared = arm(reference=reference)
-        assert float(technique.loss(prepared, known).detach()) == pytest.approx(math.log(2))
+        assert float(loss_of(technique, prepared, known).detach()) == pytest.approx(math.log(2))
     technique, prepared = arm(reference="precomputed")
     with pytest.raises(Unsupported, match="reference=precomputed"):
-        technique.loss(prepared, BATCH)
+        loss_of(technique, prepared, BATCH)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -173,10 +179,29 @@ def test_reference_costs_one_pass_without_gradients_and_none_where_it_is_known()
         rows: list[int] = []
         hook = lambda m, args, kwargs, rows=rows: rows.append(len(kwargs["input_ids"]))  # noqa: E731
         handle = prepared.model.register_forward_pre_hook(hook, with_kwargs=True)
-        technique.loss(prepared, known).backward()
+        loss_of(technique, prepared, known).backward()
         handle.remove()
         # chosen and rejected in one
         assert rows == [8] * passes
+
+
+@pytest.mark.parametrize("reference", ["adapters_off", "copy", "precomputed"])
+def test_a_step_tells_what_the_reference_takes_of_it(reference: str):
+    technique, prepared = arm(reference=reference)
+    inside: list[str] = []
+    passes: list[tuple[str, ...]] = []
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        inside.append(name)
+        yield
+        assert inside.pop() == name
+
+    for network in (prepared.model, *prepared.helpers):
+        network.register_forward_pre_hook(lambda *_: passes.append(tuple(inside)))
+    known = collate(PAIRS, "cpu", [[-9.0, -9.0]] * 4)
+    list(technique.steps(prepared, PreferenceJob(batches=(known,), phase=phase)))
+    assert passes == [("reference",)] * (reference != "precomputed") + [("forward",)]
 
 
 class Laws(TorchDispatchMode):
@@ -206,7 +231,7 @@ def test_no_logits_are_made_for_prompts(name: str, reference: str):
         pair = Pair(prompt=ids(1, length), chosen=ids(2, 6), rejected=ids(3, 4))
         batch = collate([pair], "cpu", [[-9.0, -9.0]])
         with Laws(prepared) as laws:
-            technique.loss(prepared, batch).backward()
+            loss_of(technique, prepared, batch).backward()
         # two texts of six columns, however long their prompt is
         assert laws.tokens == 2 * 6
 
@@ -234,14 +259,14 @@ STARTS = {
 def test_every_loss_starts_where_its_formula_does(preset: str):
     assert set(STARTS) | {"rpo"} == {"dpo", *Dpo.presets}
     technique, prepared = arm(**Dpo.presets.get(preset, {}))
-    assert float(technique.loss(prepared, BATCH).detach()) == pytest.approx(STARTS[preset], rel=1e-5)
+    assert float(loss_of(technique, prepared, BATCH).detach()) == pytest.approx(STARTS[preset], rel=1e-5)
 
 
 def test_rpo_adds_the_chosen_likelihood_per_token():
     technique, prepared = arm(**Dpo.presets["rpo"])
     sums = technique.logprobs(prepared, BATCH.chosen)
     nll = sum(-float(total) / len(pair["chosen"]) for total, pair in zip(sums, PAIRS, strict=True)) / 4
-    assert float(technique.loss(prepared, BATCH).detach()) == pytest.approx(math.log(2) + nll, abs=1e-5)
+    assert float(loss_of(technique, prepared, BATCH).detach()) == pytest.approx(math.log(2) + nll, abs=1e-5)
 
 
 def test_counts_the_tokens_of_both_sides():
@@ -278,7 +303,7 @@ def test_held_to_another_network(policy: str):
     ours = completion_logprobs(Source("tiny:llama").model(), BATCH.texts).detach()
     chosen, rejected = (ours - theirs).chunk(2)
     expected = -torch.nn.functional.logsigmoid(0.3 * (chosen - rejected)).mean()
-    assert float(technique.loss(prepared, BATCH).detach()) == pytest.approx(float(expected), abs=1e-5)
+    assert float(loss_of(technique, prepared, BATCH).detach()) == pytest.approx(float(expected), abs=1e-5)
     assert abs(float(expected) - math.log(2)) > 1e-3
     assert not any(p.requires_grad for p in prepared.helpers[0].parameters())
 

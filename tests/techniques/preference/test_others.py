@@ -170,13 +170,32 @@ def test_unlikelihood_lowers_the_rejected_tokens():
     assert float(gained[4:].mean()) < float(gained[:4].mean()) - 1
 
 
-@pytest.mark.parametrize("technique", [Kto(), Simpo(), Orpo(weight=1.0)])
-def test_padding_of_other_rows_changes_nothing(technique: Preference):
+def gradients(technique: Preference, policy: TrainedPrepared, batch: Any) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(technique.loss(policy, batch), policy.trainable))
+
+
+@pytest.mark.parametrize("technique", [Kto(), Simpo(), Orpo(weight=1.0), Unlikelihood(), SftOnChosen()])
+def test_order_of_pairs_changes_nothing(technique: Preference):
     policy = prepared(technique, moved=0.3)
-    same = [PAIRS[0], PAIRS[0]]
-    # a batch of twins has no padding of prompts; a third pair brings some
-    texts = collate(same, "cpu").texts
-    assert texts.attention is not None
-    narrow = technique.logprobs(policy, texts)
-    wide = technique.logprobs(policy, collate([*same, PAIRS[3]], "cpu").texts)
-    torch.testing.assert_close(narrow.view(2, 2), wide.view(2, 3)[:, :2], atol=1e-4, rtol=1e-5)
+    # of four pairs turned about, each one's neighbour is the one it had: what KTO's anchor is made of stays
+    turned = collate([*PAIRS[1:], PAIRS[0]], "cpu")
+    assert loss(technique, policy, turned) == pytest.approx(loss(technique, policy), abs=1e-5)
+    for one, other in zip(gradients(technique, policy, BATCH), gradients(technique, policy, turned), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("technique", [Kto(), Simpo(gamma=0.5)])
+def test_equal_completions_have_no_gradient(technique: Preference):
+    policy = prepared(technique, moved=0.3)
+    same = collate([Pair(prompt=p["prompt"], chosen=p["chosen"], rejected=p["chosen"]) for p in PAIRS], "cpu")
+    largest = max(float(one.abs().max()) for one in gradients(technique, policy, BATCH))
+    assert max(float(one.abs().max()) for one in gradients(technique, policy, same)) < 1e-5 * largest
+
+
+def test_equal_completions_leave_orpo_its_likelihood():
+    same = collate([Pair(prompt=p["prompt"], chosen=p["chosen"], rejected=p["chosen"]) for p in PAIRS], "cpu")
+    policy = prepared(Orpo(), moved=0.3)
+    for one, other in zip(
+        gradients(Orpo(weight=2.0), policy, same), gradients(Orpo(weight=0.0), policy, same), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

@@ -119,6 +119,34 @@ def test_values_see_what_stands_before_a_token():
         torch.testing.assert_close(found.values[row, : len(completion)], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_loss_is_the_clipped_objective_and_the_weighted_loss_of_values():
+    technique, prepared = arm(completions=2, value_weight=0.3, clip=0.1, value_clip=0.05)
+    found = technique.experience(prepared, BATCH, COUNTS, torch.Generator().manual_seed(0), unmarked)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # far enough for both clips
+        for parameter in prepared.trainable:
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    inner: Any = prepared.model
+    moved, missed, clipped = [], [], 0
+    for row, length in enumerate(found.texts.completion.sum(-1).tolist()):
+        prompt = PAIRS[row // 2]["prompt"]
+        completion = found.texts.ids[row, -found.texts.completion.shape[1] :][:length].tolist()
+        text = torch.tensor([prompt + completion])
+        hidden = inner.model(text).last_hidden_state[0, len(prompt) - 1 : -1]
+        laws = permitted(inner(text).logits[0, len(prompt) - 1 : -1].detach(), COUNTS.banned)
+        for place, token in enumerate(completion):
+            ratio = math.exp(float(laws[place, token] - found.logprobs[row, place]))
+            gain, value = float(found.advantages[row, place]), float(inner.value_head(hidden[place]).detach())
+            moved.append(min(ratio * gain, min(max(ratio, 0.9), 1.1) * gain))
+            old, aim = float(found.values[row, place]), float(found.returns[row, place])
+            near = min(max(value, old - 0.05), old + 0.05)
+            missed.append(max((value - aim) ** 2, (near - aim) ** 2) / 2)
+            clipped += near != value
+    expected = -sum(moved) / len(moved) + 0.3 * sum(missed) / len(missed)
+    assert clipped > 0
+    assert float(technique.loss(prepared, found).detach()) == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_step_is_a_batch_with_all_its_epochs():
     technique, prepared = arm(epochs=3, completions=2)
     assert prepared.optimizer is not None

@@ -16,6 +16,7 @@ from bench.families.preference import Pair, PreferenceJob, collate
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
 from techniques.finetuning.core.lora import adapter_state
+from techniques.preference.core import losses
 from techniques.preference.dpo import Dpo
 from techniques.preference.trl_dpo import TrlDpo
 
@@ -61,6 +62,8 @@ def at_a_batch(technique: Any, prepared: TrainedPrepared) -> tuple[Tensor, list[
     batch = collate(PAIRS, "cpu", KNOWN)
     if isinstance(technique, TrlDpo):
         batch = technique._collated(prepared.state, batch)
+    else:
+        batch = technique.referred(prepared, batch)
     loss = technique.loss(prepared, batch)
     return loss.detach(), list(torch.autograd.grad(loss, prepared.trainable))
 
@@ -104,8 +107,13 @@ def test_a_full_policy_is_held_to_its_copy():
 
 @needs_trl
 def test_ipo_divides_by_the_lengths_where_ours_sums():
-    theirs, ours = pair_of_arms("tiny:llama", {"objective": "ipo"}, {"objective": "ipo"})
-    assert float(at_a_batch(*theirs)[0]) != pytest.approx(float(at_a_batch(*ours)[0]), rel=1e-3)
+    theirs, (ours, own) = pair_of_arms("tiny:llama", {"objective": "ipo"}, {"objective": "ipo"})
+    batch = ours.referred(own, collate(PAIRS, "cpu"))
+    gained = ours.logprobs(own, batch.texts) - batch.reference
+    sums, means = (losses.ipo(*ratios.chunk(2), 0.1).mean() for ratios in (gained, gained / batch.texts.tokens))
+    assert abs(float(sums - means)) > 0.1
+    torch.testing.assert_close(at_a_batch(ours, own)[0], sums, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(at_a_batch(*theirs)[0], means, atol=1e-5, rtol=1e-5)
 
 
 @needs_trl

@@ -9,14 +9,18 @@ import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from bench.byte_tokenizer import byte_tokenizer
+from bench.conversation import Asked
 from bench.errors import UsageError
 from bench.models import Source
 from benchmarks.preference.core import judge as judges
 
 JUDGED = Source("tiny:llama")
+TEMPLATE = "<bos>{% for turn in messages %}{{ turn['role'] + '=' + turn['content'] + ';' }}{% endfor %}"
+WHY = Asked((), "Why?")
+TALK = Asked((("user", "Why?"), ("assistant", "How?"), ("user", "So?")), "a transcript\n\nAssistant:")
 
 
-def saved(folder: Path, labels: int = 1) -> str:
+def saved(folder: Path, labels: int = 1, template: str | None = None) -> str:
     config = LlamaConfig(
         vocab_size=264,
         hidden_size=16,
@@ -28,22 +32,40 @@ def saved(folder: Path, labels: int = 1) -> str:
     )
     torch.manual_seed(3)
     LlamaForSequenceClassification(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
     return str(folder)
 
 
-def test_a_reward_model_compares_its_scores(tmp_path: Path):
-    name = saved(tmp_path)
+@pytest.mark.parametrize(
+    ("template", "asked", "read"),
+    [
+        (None, WHY, "Why? {}"),
+        (None, TALK, "a transcript\n\nAssistant: {}"),
+        (TEMPLATE, WHY, "<bos>user=Why?;assistant={};"),
+        (TEMPLATE, TALK, "<bos>user=Why?;assistant=How?;user=So?;assistant={};"),
+    ],
+)
+def test_a_reward_model_compares_its_scores(tmp_path: Path, template: str | None, asked: Asked, read: str):
+    name = saved(tmp_path, template=template)
     judge = judges.named(name, JUDGED, 9.0)[0]
     network = LlamaForSequenceClassification.from_pretrained(name).eval()
 
-    def score(text: str) -> float:
-        return float(network(torch.tensor([byte_tokenizer()(text)["input_ids"]])).logits.detach()[0, 0])
+    def score(answer: str) -> float:
+        ids = byte_tokenizer()(read.format(answer), add_special_tokens=False)["input_ids"]
+        return float(network(torch.tensor([ids])).logits.detach()[0, 0])
 
-    expected = score("Why? Because.") - score("Why? Never ever.")
+    expected = score("Because.") - score("Never ever.")
     assert abs(expected) > 1e-4
-    assert judge([("Why?", " Because.", " Never ever.")]) == [pytest.approx(expected, abs=1e-5)]
-    assert judge([("Why?", " Never ever.", " Because.")]) == [pytest.approx(-expected, abs=1e-5)]
+    assert judge([(asked, " Because.", " Never ever.")]) == [pytest.approx(expected, abs=1e-5)]
+    assert judge([(asked, " Never ever.", " Because.")]) == [pytest.approx(-expected, abs=1e-5)]
+
+
+def test_a_template_that_takes_no_conversation_is_named(tmp_path: Path):
+    judge = judges.named(saved(tmp_path, template="{{ raise_exception('no roles') }}"), JUDGED, 9.0)[0]
+    with pytest.raises(UsageError, match=r"its chat template refuses a conversation \(no roles\)"):
+        judge([(WHY, "Because.", "Never.")])
 
 
 def test_more_labels_than_one_are_no_reward(tmp_path: Path):
@@ -74,14 +96,14 @@ def test_a_language_model_is_asked_in_both_orders():
     one, other = odds("Because.", "Never."), odds("Never.", "Because.")
     # a network of random weights likes a letter, whatever is asked
     assert abs(one + other) > 1e-4
-    assert judge([("Why?", "Because.", "Never.")]) == [pytest.approx((one - other) / 2, abs=1e-5)]
-    assert judge([("Why?", "Never.", "Because.")]) == [pytest.approx((other - one) / 2, abs=1e-5)]
-    assert judge([("Why?", "Never.", "Never.")]) == [pytest.approx(0.0, abs=1e-6)]
+    assert judge([(WHY, "Because.", "Never.")]) == [pytest.approx((one - other) / 2, abs=1e-5)]
+    assert judge([(WHY, "Never.", "Because.")]) == [pytest.approx((other - one) / 2, abs=1e-5)]
+    assert judge([(WHY, "Never.", "Never.")]) == [pytest.approx(0.0, abs=1e-6)]
 
 
 def test_wins_are_counted_and_ties_are_half():
     judge = lambda questions: [float(len(first) - len(second)) for _, first, second in questions]  # noqa: E731
-    assert judges.wins(judge, ["", "", ""], ["aaa", "b", "cc"], ["a", "bbb", "dd"]) == [1.0, 0.0, 0.5]
+    assert judges.wins(judge, [WHY] * 3, ["aaa", "b", "cc"], ["a", "bbb", "dd"]) == [1.0, 0.0, 0.5]
 
 
 def test_a_name_that_nothing_can_have_is_refused():
