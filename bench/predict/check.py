@@ -157,7 +157,7 @@ def _examined(
     )
     if not peaks:
         return replace(found, reason=f"no peak was measured: {record['reason'] or record['status']}")
-    device, limits = _limits(environment, devices)
+    device, limits = _limits(record, devices)
     try:
         foreseen = _foreseen(record, built, device)
     except (BenchError, ValueError) as error:
@@ -174,18 +174,19 @@ def _examined(
     )
 
 
-def _limits(environment: Mapping[str, Any], known: dict[tuple[str, str], Device]) -> tuple[Device, str]:
+def _limits(record: Mapping[str, Any], known: dict[tuple[str, str], Device]) -> tuple[Device, str]:
     """The device of a record, and where its limits are from; one of no memory where they are not known."""
     from bench import manifest
     from bench.predict import devices
 
+    environment = record["environment"]["device"]
     name, kind, dtype = environment["name"], environment["kind"], environment["dtype"]
     if (name, dtype) not in known:
         listed = devices.listed(name) if kind == "cuda" else None
         if listed is not None:
             known[name, dtype] = listed
         elif kind == "cpu" and name == manifest.device_name("cpu"):
-            known[name, dtype] = devices.this_cpu(dtype)
+            known[name, dtype] = devices.this_cpu(dtype, (record["prepared"] or {}).get("threads"))
         else:
             reason = f"the limits of {name} are not known here"
             known[name, dtype] = devices.Device(name, kind, 0, 1.0, {"float32": 1.0}, reason)

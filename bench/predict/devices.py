@@ -75,15 +75,33 @@ def find(name: str, dtype: str = "auto") -> Device:
 
 
 def listed(gpu: str) -> Device | None:
-    """The listed device that a GPU's own name means; None if none does."""
+    """The listed device that a GPU's own name means; None if none does: all are SXM ones, others are slower."""
+    if re.search("PCIE|NVL", gpu.upper()):
+        return None
     for key in sorted(LISTED, key=len, reverse=True):  # a100-40gb before a100
         if all(re.search(rf"\b{word}", gpu.upper()) for word in key.upper().split("-")):
             return LISTED[key]
     return None
 
 
-def this_cpu(dtype: str = "auto") -> Device:
-    """This machine's CPU, its limits measured in about a second: they are what else runs on it leaves over."""
+def this_cpu(dtype: str = "auto", threads: int | None = None) -> Device:
+    """This machine's CPU, its limits measured in about a second: they are what else runs on it leaves over.
+
+    Args:
+        dtype: as of `find`.
+        threads: that compute; as many as torch takes if None.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _measured(dtype)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(dtype: str) -> Device:
     import psutil
     import torch
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from bench import registry
 from bench.errors import Unsupported, UsageError
 from bench.outlook import size
-from bench.predict.devices import LISTED, Device, find
+from bench.predict.devices import LISTED, Device, find, this_cpu
 from bench.predict.prediction import Calibration, Setting, _search, largest, predict
 from bench.predict.weightless import sources
 from bench.report import predictions
@@ -157,6 +157,9 @@ def test_a_device_that_is_not_known_is_refused() -> None:
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H100 NVL", None),
         ("NVIDIA GH200 480GB", None),
         ("Tesla T4", None),
     ],
@@ -170,6 +173,16 @@ def test_a_gpu_is_known_by_its_whole_name(monkeypatch: pytest.MonkeyPatch, name:
             find("cuda")
     else:
         assert find("cuda") == replace(LISTED[key], memory=12345)
+
+
+def test_a_cpu_is_measured_with_the_threads_that_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.predict.devices.MEASURED_FOR", 1e-6)
+    before = torch.get_num_threads()
+    found = [this_cpu("float32", threads).source for threads in (before + 1, None)]
+    assert [f" {count} threads" in source for count, source in zip((before + 1, before), found, strict=True)] == [
+        True
+    ] * 2
+    assert torch.get_num_threads() == before
 
 
 def test_no_large_network_is_made_for_a_workloads_data() -> None:
