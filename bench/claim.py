@@ -128,6 +128,8 @@ class Claim:
     """Without this a figure says nothing about the claim."""
     free: tuple[str, ...] = ()
     """Parameters in which its arms may differ, as each is tuned for itself."""
+    out_of_reach: str = ""
+    """Why the paper's conditions cannot be met with this program, or are not known; empty where they can be."""
     workload: Mapping[str, Any]
     """What a run of one's own uses to look at it."""
 

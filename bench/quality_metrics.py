@@ -222,8 +222,8 @@ QUALITY = (
         "reward",
         "higher",
         "Reward of completions of fresh prompts where the KL divergence from the reference first reaches the "
-        "workload's budget, by linear interpolation between two checkpoints; at the end of the training where it "
-        "never does.",
+        "workload's budget, or where the baseline's ended if that is less; between two checkpoints linear in the root "
+        "of the divergence; at the end of the training where it never does, which a warning says.",
         0.01,
         relative=False,
     ),

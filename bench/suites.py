@@ -71,14 +71,16 @@ def _one(word: str) -> Raw:
 
 
 def _technique(name: str) -> Raw:
-    """One technique and its family's baseline, on the workload that the family's config has first."""
+    """One technique and its family's baseline, on the workload and with the parameters that the family's config has
+    first."""
     family = registry.techniques[name].cls.family
     if family not in named():
         raise UsageError(f"the family {family!r} has no config under configs/; write one that names a workload")
     raw = yaml_file.load(named()[family])
     first = raw["comparisons"][0]
     baselines = [arm for arm in first["arms"] if registry.techniques[_name(arm)].cls.baseline]
-    arms = baselines if name in map(_name, baselines) else [*baselines, name]
+    own = next((arm for arm in first["arms"] if _name(arm) == name), name)
+    arms = baselines if own in baselines else [*baselines, own]
     return {**raw, "name": name, "comparisons": [{**first, "arms": arms}]}
 
 

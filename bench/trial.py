@@ -21,7 +21,8 @@ MAX_TIME = "60m"
 
 
 def config(entries: Iterable[Entry[Technique]]) -> dict[str, Any]:
-    """What `bench run` takes: one comparison for each workload that the claims of these techniques ask for."""
+    """What `bench run` takes: one comparison for each workload that the claims of these techniques ask for, with each
+    arm once."""
     comparisons: dict[str, dict[str, Any]] = {}
     for entry in entries:
         for claim in entry.cls.claims:
@@ -65,7 +66,7 @@ def run(
 def stored(
     out: Path, experiment: str, config_sha256: str, environment: Mapping[str, Any], quick: bool = False
 ) -> store.Run | None:
-    """The newest run of this config, if all its cells are there and the environment is the same.
+    """The newest run of this config, if all its cells ended well and the environment is the same.
 
     Disturbed runs and those of changed code do not count, and quick ones only where a quick one is wanted.
     """
@@ -74,7 +75,8 @@ def stored(
         about = found.manifest
     except (UsageError, StoreError):
         return None
-    whole = all(found.has(cell) for cell in about.get("cells", ()))
+    ended = {record["cell"]: record["status"] for record in found.records(damaged=[])}
+    whole = all(ended.get(cell) in {"ok", "unsupported"} for cell in about.get("cells", ()))
     return found if whole and not manifest.lasting_differences(about["environment"], environment) else None
 
 
@@ -88,8 +90,11 @@ def _arm(figure: Figure) -> dict[str, Any]:
 
 
 def _distinct(arms: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for arm in arms:
-        if arm not in found:
-            found.append(arm)
-    return found
+    """Each arm once, whatever of its parameters is written out; under the shortest label."""
+    found: dict[Any, dict[str, Any]] = {}
+    for arm in sorted(arms, key=lambda arm: len(arm.get("label", ""))):
+        entry = registry.techniques[arm["technique"]]
+        given = {key: value for key, value in arm.items() if key not in {"technique", "label"}}
+        technique = entry.cls(**{**entry.parameters, **given})
+        found.setdefault((entry.name, technique.model_dump_json()), arm)
+    return list(found.values())

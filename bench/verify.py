@@ -1,9 +1,9 @@
 """Claims held against records: what a paper says, beside what was measured here.
 
 A claim is decided by records of one comparison of one run, so all its arms saw the same inputs on the same machine.
-REPRODUCED and CONTRADICTED are said only where the paper's conditions hold; elsewhere a claim HOLDS HERE or DOES NOT
-HOLD HERE, with the conditions that are not met. Every interval stands alone: over many claims, one in twenty of those
-that are just true reads as false.
+REPRODUCED and CONTRADICTED are said only where the paper's conditions hold, and of identities and theorems, which have
+none; elsewhere a claim HOLDS HERE or DOES NOT HOLD HERE, with the conditions that are not met. Every interval stands
+alone: over many claims, one in twenty of those that are just true reads as false.
 """
 
 from __future__ import annotations
@@ -56,11 +56,15 @@ class Finding:
     foreseen: str = ""
     """What simulation says where no record does; '' where it says nothing."""
     thin: bool = False
-    """Whether the records are too few to decide anything."""
+    """Whether the records are too few to decide anything, or are not of what the claim speaks of."""
 
 
 class _NoFigure(Exception):
     """These records hold nothing that the claim is about; the text says what would be needed."""
+
+
+class _Broken(_NoFigure):
+    """They would, had an arm not failed: that is something to know."""
 
 
 def ledger(
@@ -86,16 +90,12 @@ def ledger(
                 for records in comparisons:
                     for finding in examine(entry.name, claim, records):
                         newer = seen.get(finding.subject)
-                        if newer is None or (_says_little(newer) and not _says_little(finding)):
+                        if newer is None or (newer.thin and not finding.thin):
                             seen[finding.subject] = replace(finding, run=run.folder)
             said = (foreseen or {}).get((entry.name, claim.name), "")
             unseen = Finding(entry.name, claim, Outcome.UNTESTABLE, missing(claim), foreseen=said)
             found += _folded(seen.values()) or [unseen]
     return found
-
-
-def _says_little(finding: Finding) -> bool:
-    return finding.thin or finding.outcome is Outcome.UNTESTABLE
 
 
 def _folded(findings: Iterable[Finding]) -> list[Finding]:
@@ -105,17 +105,21 @@ def _folded(findings: Iterable[Finding]) -> list[Finding]:
     for one in findings:
         exact = one.value is not None and one.low is not None and one.low == one.high
         key = (one.outcome, one.reason, f"{one.value:.4g}") if exact else one.subject
-        groups.setdefault(one.outcome if one.outcome is Outcome.UNTESTABLE else key, []).append(one)
+        groups.setdefault(one.outcome if _says_nothing(one) else key, []).append(one)
     if len(groups) > 1:
         groups.pop(Outcome.UNTESTABLE, None)
     return [replace(first, reason=f"{first.reason}{_more(first, len(more))}") for first, *more in groups.values()]
+
+
+def _says_nothing(finding: Finding) -> bool:
+    return finding.thin and finding.outcome is Outcome.UNTESTABLE
 
 
 def _more(first: Finding, count: int) -> str:
     if not count:
         return ""
     settings = f"{count} more setting{'s' if count > 1 else ''}"
-    if first.outcome is Outcome.UNTESTABLE:
+    if _says_nothing(first):
         return f"; {settings} {'say' if count > 1 else 'says'} nothing either"
     return f", and so in {settings}"
 
@@ -143,7 +147,8 @@ def missing(claim: Claim) -> str:
     arms = list(dict.fromkeys(_words(figure) for figure in claim.parsed.figures))
     wanted = {**claim.conditions, **claim.needs}
     where = ", ".join(f"{name} {pattern.replace('|', ' or ')}" for name, pattern in wanted.items())
-    return f"needs a record of {' beside '.join(arms)}{f'; the paper: {where}' if where else ''}"
+    parts = [f"needs a record of {' beside '.join(arms)}", where and f"the paper: {where}", claim.out_of_reach]
+    return "; ".join(filter(None, parts))
 
 
 def examine(technique: str, claim: Claim, records: Sequence[Record]) -> Iterator[Finding]:
@@ -197,11 +202,12 @@ def _decide(technique: str, claim: Claim, operands: Sequence[list[Record]]) -> F
     found = claims.facts(operands[0][0])
     lacking = claims.unmet(claim.needs, found)
     if lacking:
-        return Finding(technique, claim, Outcome.UNTESTABLE, "; ".join(lacking))
+        return Finding(technique, claim, Outcome.UNTESTABLE, "; ".join(lacking), thin=True)
     try:
         estimate, exact = _estimate(claim, operands)
     except _NoFigure as error:
-        return Finding(technique, claim, Outcome.UNTESTABLE, str(error))
+        thin = not isinstance(error, _Broken)
+        return Finding(technique, claim, Outcome.UNTESTABLE, str(error), thin=thin)
     low, high = (estimate.change, estimate.change) if exact else (estimate.low, estimate.high)
     finding = Finding(technique, claim, Outcome.INCONCLUSIVE, "", estimate.change, low, high)
     if low is None or high is None or (estimate.refusal and not exact):
@@ -213,7 +219,7 @@ def _decide(technique: str, claim: Claim, operands: Sequence[list[Record]]) -> F
     note = _note(estimate, exact, operands)
     if holds is None:
         return replace(finding, reason=f"the interval is on both sides of {claim.expected}; {note}")
-    elsewhere = claims.unmet(claim.conditions, found)
+    elsewhere = [*claims.unmet(claim.conditions, found), *filter(None, [claim.out_of_reach])]
     if elsewhere:
         outcome_ = Outcome.HOLDS if holds else Outcome.FAILS
         return replace(finding, outcome=outcome_, reason="; ".join([*elsewhere, note]))
@@ -229,7 +235,7 @@ def _estimate(claim: Claim, operands: Sequence[list[Record]]) -> tuple[stats.Est
     expression = claim.parsed
     for figure, arm in zip(expression.figures, operands, strict=True):
         _check(figure, arm)
-    arms: list[list[Record]] = [list(arm) for arm in operands]
+    arms = _under_one_seed(operands)
     if len(arms) == 2 and arms[0][0]["arm"] != arms[1][0]["arm"]:
         if manifest.lasting_differences(arms[0][0]["environment"], arms[1][0]["environment"]):
             raise _NoFigure("its arms were measured in two environments; measure them in one run")
@@ -251,6 +257,18 @@ def _estimate(claim: Claim, operands: Sequence[list[Record]]) -> tuple[stats.Est
     return estimate, declared and not estimate.spread
 
 
+def _under_one_seed(operands: Sequence[list[Record]]) -> list[list[Record]]:
+    """The arms with the records of the seeds that all of them have.
+
+    Raises:
+        _NoFigure: there is no such seed.
+    """
+    shared = set.intersection(*({record["seed"] for record in arm} for arm in operands))
+    if not shared:
+        raise _NoFigure("its arms have no seed in common; run them under the same seeds")
+    return [[record for record in arm if record["seed"] in shared] for arm in operands]
+
+
 def _in_rounds(figure: Figure) -> bool:
     """Whether it is counted in rounds of processes: time and memory are."""
     return figure.kind == "held" or (figure.metric is not None and figure.metric.axis != "quality")
@@ -260,9 +278,9 @@ def _check(figure: Figure, arm: Sequence[Record]) -> None:
     for record in arm:
         status, metric = outcome.status(record), figure.metric
         if status not in {"ok", "ungated", "invalid", "skipped"}:
-            raise _NoFigure(f"{record['arm']} ended as {status}: {outcome.reason(record)}")
+            raise _Broken(f"{record['arm']} ended as {status}: {outcome.reason(record)}")
         if status == "invalid" and figure.kind != "gates" and (metric is None or metric.axis != "quality"):
-            raise _NoFigure(f"{record['arm']} is invalid, its speed and memory are withheld: {outcome.reason(record)}")
+            raise _Broken(f"{record['arm']} is invalid, its speed and memory are withheld: {outcome.reason(record)}")
         if metric is not None and metric.axis == "quality" and (record["model"] or {}).get("random"):
             raise _NoFigure("random weights have no quality; run it on a trained model")
 

@@ -50,7 +50,9 @@ class PreferenceBatch:
     prompts: tuple[list[int], ...] = ()
     """The pairs' prompts, as ids, for techniques that write completions of their own."""
     reference: Tensor | None = None
-    """Log-probability of every completion under the reference, `(2 * pairs,)`, where it is known before."""
+    """Log-probability of every completion under the untrained model, `(2 * pairs,)`, where it is known before."""
+    held_to: Tensor | None = None
+    """The same under what the technique is held to, in a step that has computed it."""
 
     @property
     def chosen(self) -> Completions:

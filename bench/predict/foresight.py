@@ -27,7 +27,7 @@ ANY_MODEL = "synthetic:llama-7b"
 """Where a claim names none."""
 DEVICE, DTYPE = "a100", "bfloat16"
 """Papers measure on CUDA; of the device only its kind counts here."""
-READ = ("peak_memory", "held_memory")
+READ = ("peak_memory", "held_memory", "reserved_memory")
 """Metrics that a prediction has, beside `held.COMPONENT`."""
 NOT_HELD = ("activations", "operators", "allocator", "runtime", "unseen")
 """Parts of a peak that no component names."""
@@ -108,8 +108,8 @@ def _predicted(figure: Figure, claim: Claim, model: str) -> Prediction:
     from bench.predict.prediction import Setting, predict
 
     entry = registry.techniques[figure.arm]
-    asked = dict(claim.workload)
-    workload = registry.workloads[asked.pop("name")].cls(**asked)
+    given = dict(claim.workload)
+    workload = registry.workloads[given.pop("name")].cls(**given)
     technique = entry.cls(**{**entry.parameters, **figure.parameters})
     found = predict(Setting(figure.arm, technique, workload, model, find(DEVICE), DTYPE))
     if found.guessed and not technique.trains:  # a training holds the same, whatever its numbers
@@ -121,6 +121,8 @@ def _value(figure: Figure, found: Prediction) -> float:
     """[B]"""
     if figure.quantity == "peak_memory":
         return float(found.peak)
+    if figure.quantity == "reserved_memory":  # of a device that has no more: the allocator gives back what it keeps
+        return float(found.needed)
     held = {name: size for name, size in found.parts.items() if name not in NOT_HELD}
     return float(sum(held.values()) if figure.quantity == "held_memory" else held[figure.quantity.partition(".")[2]])
 

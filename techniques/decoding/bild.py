@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.claim import Claim, about, at_most
+from bench.claim import Claim, at_least, at_most
 from bench.errors import Unsupported
 from bench.families.decoding import Batch, DecodingJob, DecodingPrepared, Emitted, best_of
 from bench.families.ragged import read_rows
@@ -36,8 +36,9 @@ class Bild(Drafted):
             statement="Up to 2.12 times the speed of the large model alone.",
             source="Kim et al. 2023, Speculative Decoding with Big Little Decoder, abstract",
             expression="tpot(autoregressive) / tpot(bild)",
-            expected=about(2.12, 0.1),
+            expected=at_least(2.02),
             conditions={"machine": "*T4*", "model": "*t5-large*|*mt5-large*"},
+            out_of_reach="T5 is an encoder-decoder, which this program does not run",
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12},
         ),
         Claim(
@@ -50,6 +51,7 @@ class Bild(Drafted):
             expression="output_nll(bild) - output_nll(autoregressive)",
             expected=at_most(0.05),
             conditions={"machine": "*T4*", "model": "*t5-large*|*mt5-large*"},
+            out_of_reach="T5 is an encoder-decoder, which this program does not run",
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12},
         ),
     )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.claim import Claim, about, above
+from bench.claim import Claim, above, at_least
 from bench.registry import register
 from techniques.decoding.core.block import block_wise, draw_block
 from techniques.decoding.speculative import Speculative
@@ -36,10 +36,10 @@ class BlockVerification(Speculative):
         ),
         Claim(
             name="speed_over_token_rule",
-            statement="5 % to 8 % less wall time than verification token by token.",
+            statement="5 % to 8 % faster than verification token by token.",
             source="Sun et al. 2025, Block Verification Accelerates Speculative Decoding, abstract",
             expression="tpot(speculative) / tpot(block_verification)",
-            expected=about(1.065, 0.015),
+            expected=at_least(1.05),
             conditions={"device": "cuda|tpu", "model": "*palm-2*|*vicuna*"},
             needs={"workload.temperature": "1.0"},
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12, "temperature": 1.0},

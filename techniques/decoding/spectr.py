@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.claim import Claim, about, above
+from bench.claim import Claim, above, at_least
 from bench.families.decoding import Batch, DecodingJob, DecodingPrepared
 from bench.registry import register
 from techniques.decoding.core.kseq import draw_sequential, kseq
@@ -32,6 +32,7 @@ class SpecTr(TreeDecoding):
             expression="accepted_length(spectr) / accepted_length(speculative)",
             expected=above(1.0),
             conditions={"model": "*palm-2*"},
+            out_of_reach="PaLM 2 is not published",
             needs={"workload.temperature": "1.0"},
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12, "temperature": 1.0},
         ),
@@ -40,8 +41,9 @@ class SpecTr(TreeDecoding):
             statement="1.37 times the speed of speculative decoding with one draft.",
             source="Sun et al. 2023, SpecTr, abstract",
             expression="tpot(speculative) / tpot(spectr)",
-            expected=about(1.37, 0.07),
+            expected=at_least(1.3),
             conditions={"device": "cuda|tpu", "model": "*palm-2*"},
+            out_of_reach="PaLM 2 is not published",
             needs={"workload.temperature": "1.0"},
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12, "temperature": 1.0},
         ),
@@ -50,8 +52,9 @@ class SpecTr(TreeDecoding):
             statement="2.13 times the speed of decoding token by token.",
             source="Sun et al. 2023, SpecTr, abstract",
             expression="tpot(autoregressive) / tpot(spectr)",
-            expected=about(2.13, 0.1),
+            expected=at_least(2.03),
             conditions={"device": "cuda|tpu", "model": "*palm-2*"},
+            out_of_reach="PaLM 2 is not published",
             needs={"workload.temperature": "1.0"},
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12, "temperature": 1.0},
         ),

@@ -46,7 +46,10 @@ class Speculative(Drafted):
         ),
         Claim(
             name="formula",
-            statement="Wall time improves as the formula of acceptance rate and cost of the draft predicts.",
+            statement=(
+                "Wall time improves as the formula of acceptance rate and cost of the draft predicts, where a draft is "
+                "verified in the time of one token."
+            ),
             source="Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, theorem 3.8",
             expression="formula_reached(speculative)",
             expected=about(1.0, 0.1),
@@ -59,8 +62,9 @@ class Speculative(Drafted):
                 "Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, abstract (T5-XXL)"
             ),
             expression="tpot(autoregressive) / tpot(speculative)",
-            expected=about(2.5, 0.5),
+            expected=at_least(2.0),
             conditions={"device": "cuda", "model": "*t5-xxl*|*t5-11b*", "workload.batch": "1"},
+            out_of_reach="T5 is an encoder-decoder, which this program does not run",
             workload={"name": "six_categories", "burst_prompts": 1, "items": 12},
         ),
     )

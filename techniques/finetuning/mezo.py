@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bench.claim import Claim, about
+from bench.claim import Claim, about, at_least
 from bench.errors import Unsupported
 from bench.families.finetuning import Finetuning
 from bench.families.training import TrainedPrepared
@@ -61,8 +61,9 @@ class Mezo(Finetuning):
                 "memory of 2.7B)"
             ),
             expression="peak_memory(full) / peak_memory(mezo)",
-            expected=about(12.0, 1.2),
+            expected=at_least(10.8),
             conditions={"device": "cuda", "model": "*opt-13b*|*opt-30b*"},
+            out_of_reach="the abstract does not say with which batch and length",
             free=("learning_rate", "precision"),
             workload={"name": "embedded_text", "sequence": 128, "steps": 30, "items": 16},
         ),

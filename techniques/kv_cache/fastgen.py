@@ -199,6 +199,7 @@ class FastGen(KVCache):
             expression="nll(fastgen[recovery=0.98]) - nll(full_cache)",
             expected=at_most(0.01),
             conditions={"model": "*llama-65b*", "device": "cuda"},
+            out_of_reach="win rates of answers are no figure of this program",
             workload={"name": "long_document", "context": 1024},
         ),
         _pruned("pruned_at_91", 0.91, 56.6),

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from bench.claim import Claim, about, at_most
+from bench.claim import Claim, at_least, at_most
 from bench.families.kv_cache import QUERY_AWARE
 from bench.registry import register
 from techniques.kv_cache.core.eviction import Eviction
@@ -45,8 +45,9 @@ class H2O(Eviction):
             statement="Latency falls by up to 1.9 times with a fifth of the cache.",
             source="Zhang et al. 2023, H2O, the authors' code page",
             expression="tpot(full_cache) / tpot(h2o[ratio=0.2])",
-            expected=about(1.9, 0.1),
+            expected=at_least(1.8),
             conditions={"model": "*opt-*", "device": "cuda"},
+            out_of_reach="the page does not say with which batch and length",
             workload={"name": "long_document", "context": 1024},
         ),
     )

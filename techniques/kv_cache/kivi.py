@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from transformers.cache_utils import Cache
 
-from bench.claim import Claim, about, at_least, at_most
+from bench.claim import Claim, at_least, at_most
 from bench.errors import Unsupported
 from bench.families import cache as kv
 from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
@@ -42,8 +42,9 @@ class Kivi(KVCache):
             statement="2.6 times less memory at the peak, weights included.",
             source="Liu et al. 2024, KIVI, the authors' code page",
             expression="peak_memory(full_cache) / peak_memory(kivi[bits=2])",
-            expected=about(2.6, 0.13),
+            expected=at_least(2.47),
             conditions={"device": "cuda", "model": "*llama-2-7b*|*falcon-7b*|*mistral-7b*"},
+            out_of_reach="the page does not say with which batch and length",
             workload={"name": "long_document", "context": 1024},
         ),
         Claim(

@@ -132,10 +132,8 @@ class StreamingLlm(Budgeted):
     labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
-            name="stable_beyond_the_window",
-            statement=(
-                "Behind a text longer than the cache, keeping the first tokens stays stable where a window alone fails."
-            ),
+            name="sinks_over_window",
+            statement="Behind a text longer than the cache, keeping the first tokens helps where a window alone fails.",
             source="Xiao et al. 2024, Efficient Streaming Language Models with Attention Sinks, abstract",
             expression="nll(streaming_llm) - nll(window_attention)",
             expected=below(0.0),

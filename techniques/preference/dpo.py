@@ -42,6 +42,7 @@ class Dpo(PolicyTechnique):
             expression="reward_at_kl(dpo) - reward_at_kl(sft_on_chosen)",
             expected=above(0.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
+            out_of_reach="the paper's reviews and classifier are no workload of this program",
             free=("learning_rate", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
@@ -52,6 +53,7 @@ class Dpo(PolicyTechnique):
             expression="reward_at_kl(dpo) - reward_at_kl(ppo)",
             expected=above(0.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
+            out_of_reach="the paper's reviews and classifier are no workload of this program",
             free=("learning_rate", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
@@ -62,6 +64,7 @@ class Dpo(PolicyTechnique):
             expression="time_per_step(ppo) / time_per_step(dpo)",
             expected=above(1.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
+            out_of_reach="the paper's reviews and classifier are no workload of this program",
             free=("learning_rate", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
@@ -111,11 +114,11 @@ class Dpo(PolicyTechnique):
 
     def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         """Loss `()` of a batch that knows the log-probabilities under the technique's reference (`referred`)."""
-        assert batch.reference is not None
+        assert batch.held_to is not None
         policy = completion_logprobs(prepared.model, batch.texts)
-        chosen, rejected = (policy - batch.reference).chunk(2)
+        chosen, rejected = (policy - batch.held_to).chunk(2)
         loss = self._of_ratios(chosen, rejected)
-        if self.nll_weight:
+        if self.nll_weight:  # a mean over pairs; TRL's `sft` is one over the batch's tokens
             loss = loss - self.nll_weight * policy[: batch.pairs] / batch.texts.tokens[: batch.pairs]
         return loss.mean()
 
@@ -142,6 +145,6 @@ class Dpo(PolicyTechnique):
         if self.reference == "precomputed":
             if batch.reference is None:
                 raise Unsupported("reference=precomputed: these pairs come without the reference's log-probabilities")
-            return batch
+            return replace(batch, held_to=batch.reference)
         with reference_model(prepared) as model:
-            return replace(batch, reference=completion_logprobs(model, batch.texts))
+            return replace(batch, held_to=completion_logprobs(model, batch.texts))

@@ -140,11 +140,10 @@ class Ppo(PolicyTechnique):
         with phase("reward"):
             scores = torch.tensor(scored(rollout, [state.decode(ids) for ids in written]), device=state.beta.device)
         texts = laid_out(prompts, written, str(rollout.banned.device))
-        with phase("judge"):
-            with prepared.precision():
-                logprobs, values = read(prepared.model, texts, rollout.banned)
-            with reference_model(prepared) as model:
-                reference = picked(completion_logits(model, texts), texts, rollout.banned)
+        with phase("old policy"), prepared.precision():
+            logprobs, values = read(prepared.model, texts, rollout.banned)
+        with phase("reference"), reference_model(prepared) as model:
+            reference = picked(completion_logits(model, texts), texts, rollout.banned)
         mask = texts.completion
         rewards = ppo.token_rewards(scores, logprobs, reference, mask, state.beta)
         gained, returns = ppo.generalised_advantages(rewards, values, mask, self.discount, self.decay)

@@ -25,15 +25,19 @@ def test_nothing_means_this_machines_suite(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_technique_comes_with_its_baseline_and_workload() -> None:
     raw, _ = suites.find(["dpo"])
     assert raw["name"] == "dpo"
-    assert raw["comparisons"][0]["arms"] == ["sft_on_chosen", "dpo"]
+    family, _ = suites.find(["preference"])
+    # with the parameters that the family's config has tried
+    assert raw["comparisons"][0]["arms"] == family["comparisons"][0]["arms"][:2]
+    assert [arm["technique"] for arm in raw["comparisons"][0]["arms"]] == ["sft_on_chosen", "dpo"]
+    assert suites.find(["kto"])[0]["comparisons"][0]["arms"][1] == "kto"
     assert suites.find(["autoregressive"])[0]["comparisons"][0]["arms"] == ["autoregressive"]
 
 
 def test_several_techniques_of_one_family_share_a_comparison() -> None:
-    raw, _ = suites.find(["prompt_lookup", "prompt_lookup_short", "dpo"])
+    raw, _ = suites.find(["prompt_lookup", "prompt_lookup_short", "kto"])
     assert [block["arms"] for block in raw["comparisons"]] == [
         ["autoregressive", "prompt_lookup", "prompt_lookup_short"],
-        ["sft_on_chosen", "dpo"],
+        [{"technique": "sft_on_chosen", "learning_rate": 2.0e-3}, "kto"],
     ]
 
 

@@ -200,7 +200,7 @@ def test_a_begin_of_text_id_survives_the_cut():
     workload = PreferencePairs(max_prompt=5)
     source = model_with(Beginning())
     source.config = SOURCES.target.config
-    (pair,) = workload._pairs(source, [PLAIN], Cuts())
+    ((_, pair),) = workload._pairs(source, [PLAIN], Cuts())
     assert text(pair["prompt"]) == "<bos>y is"
 
 

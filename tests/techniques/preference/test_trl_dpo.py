@@ -109,7 +109,7 @@ def test_a_full_policy_is_held_to_its_copy():
 def test_ipo_divides_by_the_lengths_where_ours_sums():
     theirs, (ours, own) = pair_of_arms("tiny:llama", {"objective": "ipo"}, {"objective": "ipo"})
     batch = ours.referred(own, collate(PAIRS, "cpu"))
-    gained = ours.logprobs(own, batch.texts) - batch.reference
+    gained = ours.logprobs(own, batch.texts) - batch.held_to
     sums, means = (losses.ipo(*ratios.chunk(2), 0.1).mean() for ratios in (gained, gained / batch.texts.tokens))
     assert abs(float(sums - means)) > 0.1
     torch.testing.assert_close(at_a_batch(ours, own)[0], sums, atol=1e-5, rtol=1e-5)
