@@ -22,7 +22,7 @@ from bench.model_names import kind_of
 from bench.models import Source, Sources
 from bench.registry import register
 from bench.technique import Prepared, Technique
-from bench.workload import Built, Quality
+from bench.workload import Built, Quality, Work
 from benchmarks.preference.core import judge as judges
 from benchmarks.preference.core.looks import drawn, mean, written
 from benchmarks.preference.core.pair_file import PairFile, TextPair, read_pairs
@@ -46,6 +46,7 @@ class PreferencePairs(PreferenceWorkload):
         **PreferenceWorkload.smallest,
         "max_prompt": 64,
         "max_completion": 64,
+        "answers": 2,
         "answer": 8,
     }
 
@@ -60,16 +61,19 @@ class PreferencePairs(PreferenceWorkload):
     chat: bool = True
     """Whether conversations are written in the model's chat template."""
     skip: bool = False
-    """Leave out lines whose answers are empty or the same, and say how many, instead of refusing the file."""
+    """Leave out lines whose answers are empty or the same, or that the model's chat template refuses, and say how many,
+    instead of refusing the file."""
     judge: str = ""
     """A reward model (one label, as transformers' sequence classification) or a language model, by hub id or folder:
     it compares what the policy and the baseline answer to the held-out prompts, of which it reads the beginning too; or
     a program, as `command:python3 judge.py`, that is started only where the command line names it; empty: nothing is
-    answered."""
+    compared."""
     judge_seconds: float = Field(default=120.0, gt=0)
     """That a judge which is a program may take for all answers of an arm [s]."""
+    answers: int = Field(default=8, ge=0)
+    """Held-out prompts that are answered where there is no judge: for length, repetition and something to read."""
     answer: int = Field(default=64, ge=1, le=8192)
-    """Length of such an answer at most [tokens]."""
+    """Length of an answer at most [tokens]."""
     path: str = ""
     """A file of pairs as lines of JSON (.jsonl, .jsonl.gz); empty: those that come with the program."""
 
@@ -91,6 +95,17 @@ class PreferencePairs(PreferenceWorkload):
     def train_pairs(self) -> int:
         return self.pairs
 
+    @property
+    def answered(self) -> int:
+        """Held-out prompts that are answered."""
+        return self.items if self.judge else min(self.answers, self.items)
+
+    def work(self) -> tuple[Work, Work, Work]:
+        build, burst, quality = super().work()
+        # all at once, by the untrained model and by the policy
+        answers = Work(prefill=self.answered * self.max_prompt, decode=self.answer if self.answered else 0)
+        return build + answers, burst, quality + answers
+
     def build(self, sources: Sources, seed: int) -> Built:
         source, file = sources.target, self._file()
         cuts = Cuts(left_out=file.left_out)
@@ -103,17 +118,17 @@ class PreferencePairs(PreferenceWorkload):
             wanted = heldout if len(heldout) < self.items else learnt
             if len(learnt) < self.pairs:
                 wanted += self._pairs(source, list(groups.values())[place], cuts)
-        if len(heldout) < self.items or not learnt:
-            raise UsageError(
-                f"{self.path or 'the embedded pairs'}: {len(heldout) + len(learnt)} usable pairs over {len(groups)} "
-                f"prompts; {self.items} are held out with their prompts, and at least one more prompt is needed: "
-                f"lower items"
-            )
         asked = [asked_of(text) for text, _ in heldout[: self.items]]
         kept = [pair for _, pair in heldout[: self.items]]
         shown = {tuple(pair["prompt"]) for pair in kept}
         apart = [pair for _, pair in learnt if tuple(pair["prompt"]) not in shown]
         cuts.shared, train = len(learnt) - len(apart), apart[: self.pairs]
+        if len(kept) < self.items or not train:
+            raise UsageError(
+                f"{self.path or 'the embedded pairs'}: {len(kept) + len(apart)} usable pairs over {len(groups)} "
+                f"prompts; {self.items} are held out with their prompts, and at least one more prompt is needed: "
+                f"lower items"
+            )
         model = source.model()
         built: Built = {
             "train": train,
@@ -122,16 +137,31 @@ class PreferencePairs(PreferenceWorkload):
             "reference": self.reference_logprobs(model, kept, source.device),
             "notes": cuts.notes(self),
         }
-        if self.judge.startswith(commands.PREFIX):
-            first = heldout[0][0]
-            # what is wrong with a program is to show before anything is trained
-            judges.named(self.judge, source, self.judge_seconds)[0]([(asked[0], first.chosen, first.rejected)])
         if self.judge:
-            built["asked"] = asked
-            built["drawn"] = drawn(source, conversation.end_of_answer(source, asked[0].turns, self.chat))
+            first = heldout[0][0]
+            # what is wrong with a judge is to show before anything is trained
+            judges.named(self.judge, source, self.judge_seconds)[0]([(asked[0], first.chosen, first.rejected)])
+        if self.answered:
+            built["asked"] = asked[: self.answered]
+            built["drawn"] = drawn(source, self._end(source, built["asked"]))
             generator = torch.Generator(source.device).manual_seed(seed)
-            built["before"] = sample(model, prompts_of(kept), self._sampling(built, source.device), generator)
+            sampling = self._sampling(built, source.device)
+            built["before"] = sample(model, prompts_of(kept[: self.answered]), sampling, generator)
         return built
+
+    def _end(self, source: Source, asked: Sequence[Asked]) -> int | None:
+        """The id that answers end with.
+
+        Raises:
+            UsageError: not all with the same one.
+        """
+        ends = {conversation.end_of_answer(source, one.turns, self.chat) for one in asked}
+        if len(ends) > 1:
+            raise UsageError(
+                f"{self.path}: conversations and plain prompts end differently with this model; give two files, or "
+                f"chat=false"
+            )
+        return ends.pop()
 
     def _pairs(self, source: Source, texts: Sequence[TextPair], cuts: Cuts) -> Iterator[tuple[TextPair, Pair]]:
         """Texts as ids, cut to the limits; none where two answers are the same as far as they are kept."""
@@ -139,7 +169,10 @@ class PreferencePairs(PreferenceWorkload):
             try:
                 prompt, chosen, rejected = ids_of(source, text, self.chat)
             except Unsupported as error:
-                raise Unsupported(f"line {text.line}: {error}") from error
+                if self.skip:
+                    cuts.left_out += 1
+                    continue
+                raise Unsupported(f"line {text.line}: {error} (skip=true leaves such lines out)") from error
             if len(prompt) > self.max_prompt:
                 # a begin-of-text id stays where it is
                 begin = prompt[:1] if prompt[0] == source.tokenizer.bos_token_id and self.max_prompt > 1 else []
@@ -148,7 +181,10 @@ class PreferencePairs(PreferenceWorkload):
                 prompt = begin + prompt[len(prompt) - self.max_prompt + len(begin) :]
             cuts.answers += (len(chosen) > self.max_completion) + (len(rejected) > self.max_completion)
             chosen, rejected = chosen[: self.max_completion], rejected[: self.max_completion]
-            kv.check_length(source.config, len(prompt) + max(len(chosen), len(rejected)))
+            try:
+                kv.check_length(source.config, len(prompt) + max(len(chosen), len(rejected)))
+            except Unsupported as error:
+                raise Unsupported(f"line {text.line}: {error}; lower max_prompt or max_completion") from error
             if chosen == rejected:
                 cuts.alike += 1
             else:
@@ -167,26 +203,30 @@ class PreferencePairs(PreferenceWorkload):
         assert isinstance(prepared, TrainedPrepared)
         quality = self.trained(technique, prepared, built, seed, source)
         quality.notes |= built["notes"]
-        if self.judge:
+        if "asked" in built:
             generator = torch.Generator(source.device).manual_seed(seed)
             sampling = self._sampling(built, source.device)
-            quality.outputs = technique.generate(prepared, prompts_of(built["heldout"]), sampling, generator)
-            self._compare(quality, (reference or quality).outputs, built, source)
+            prompts = prompts_of(built["heldout"][: len(built["asked"])])
+            quality.outputs = technique.generate(prepared, prompts, sampling, generator)
+            self._read(quality, (reference or quality).outputs, built, source)
         return quality
 
     def _sampling(self, built: Built, device: str) -> Rollout:
         banned = torch.tensor(built["drawn"]["banned"], device=device, dtype=torch.long)
         return Rollout(self.answer, built["drawn"]["stop"], banned, unknown)
 
-    def _compare(self, quality: Quality, others: list[list[int]], built: Built, source: Source) -> None:
-        """Win rate over the baseline's answers, and some answers to read."""
+    def _read(self, quality: Quality, others: list[list[int]], built: Built, source: Source) -> None:
+        """How long answers are and how often they repeat, before and after; some to read; and, where there is a judge,
+        the win rate over the baseline's."""
         own, before = quality.outputs, built["before"]
         asked = [Asked(tuple(map(tuple, turns)), text) for turns, text in built["asked"]]
         texts, start = ([written(source, ids) for ids in answers] for answers in (own, before))
         other = [written(source, ids) for ids in others]
-        judge, quality.notes["judge"] = judges.named(self.judge, source, self.judge_seconds)
-        quality.metrics["win_rate"] = judges.wins(judge, asked, texts, other)
+        if self.judge:
+            judge, quality.notes["judge"] = judges.named(self.judge, source, self.judge_seconds)
+            quality.metrics["win_rate"] = judges.wins(judge, asked, texts, other)
         quality.metrics["repetition"] = [repetition(ids) for ids in own]
+        quality.counts["repetition_before"] = mean([repetition(ids) for ids in before])
         quality.counts["output_tokens"] = mean([float(len(ids)) for ids in own])
         quality.counts["output_tokens_before"] = mean([float(len(ids)) for ids in before])
         for question, first, text in list(zip(asked, start, texts, strict=True))[:SHOWN]:
@@ -221,7 +261,9 @@ class Cuts:
         """What was lost -> what to do about it."""
         prompt, answer = f"max_prompt={workload.max_prompt}", f"max_completion={workload.max_completion}"
         found = {
-            f"lines left out, as their answers cannot be compared: {self.left_out}": "correct the file",
+            f"lines left out, as they cannot be read or their answers not compared: {self.left_out}": (
+                "correct the file; skip=false names the first of them"
+            ),
             f"prompts that lost their beginning: {self.prompts}, {self.prompt_tokens} tokens in all": f"raise {prompt}",
             f"answers that lost their end: {self.answers}": f"raise {answer}",
             f"pairs left out, as their answers differ only behind what was kept: {self.alike}": f"raise {answer}",

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from bench.claim import Claim, about, above, at_most
+from bench.conversation import special_ids
 from bench.families import cache as kv
 from bench.families.kv_cache import QUERY_AWARE, KVCache, KVCachePrepared
 from bench.models import Sources
@@ -324,6 +325,5 @@ def kinds_of_ids(tokenizer: Any, vocabulary: int) -> Tensor:
         signs = text.strip()
         if signs and all(unicodedata.category(sign).startswith("P") for sign in signs):
             kinds[token] = 2
-    added = {token for token, text in tokenizer.added_tokens_decoder.items() if text.special}
-    kinds[[token for token in added.union(tokenizer.all_special_ids) if token < vocabulary]] = 1
+    kinds[[token for token in special_ids(tokenizer) if token < vocabulary]] = 1
     return kinds

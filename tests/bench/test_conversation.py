@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bench.byte_tokenizer import EOS, PAD, byte_tokenizer
-from bench.conversation import Asked, end_of_answer, ids_of, messages, transcript
+from bench.conversation import Asked, continued, end_of_answer, ids_of, messages, transcript
+from bench.errors import Unsupported
 
 TURNS = (("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."))
 SOURCE: Any = SimpleNamespace(tokenizer=byte_tokenizer())
@@ -57,9 +58,9 @@ def with_template(behind: str) -> Any:
 def test_an_answer_ends_as_the_template_ends_it() -> None:
     source = with_template(" <pad>\n")
     for chat, end in ((True, PAD), (False, EOS)):
-        _, answers = ids_of(source, TURNS, transcript(TURNS), ["Ciao.", "So long.<eos>", "So long.<pad>"], chat)
-        assert [ids[-1] for ids in answers] == [end] * 3
-        assert all(sum(id in (EOS, PAD) for id in ids) == 1 for ids in answers[:2])
+        _, answers = ids_of(source, TURNS, transcript(TURNS), ["Ciao.", "So long.<eos>"], chat)
+        assert [ids[-1] for ids in answers] == [end] * 2
+        assert all(sum(id in (EOS, PAD) for id in ids) == 1 for ids in answers)
         assert end_of_answer(source, TURNS, chat) == end
     assert end_of_answer(source, (), True) == EOS
     # behind its last turn nothing special, or no template that takes the two turns: the end-of-text id
@@ -71,3 +72,48 @@ def test_an_answer_ends_as_the_template_ends_it() -> None:
 def test_an_answer_stands_behind_what_is_asked() -> None:
     assert Asked((), "The sky is").answered(" blue.") == "The sky is blue."
     assert Asked(TURNS[:1], transcript(TURNS[:1])).answered(" Ciao. ") == "\n\nHuman: Hi.\n\nAssistant: Ciao."
+
+
+def with_dummy_prefix() -> Any:
+    """A tokenizer that puts a space before every text, as SentencePiece's do: one token per letter, `_` a space."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    letters = ["<s>", "</s>", "<unk>", "\u2581", "\n", *map(chr, range(33, 127))]
+    tokenizer = Tokenizer(models.BPE(vocab={one: n for n, one in enumerate(letters)}, merges=[], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.decoder = decoders.Replace("\u2581", "_")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_an_answer_gets_no_space_of_its_own() -> None:
+    source: Any = SimpleNamespace(tokenizer=with_dummy_prefix())
+    decode = source.tokenizer.decode
+    assert decode(source.tokenizer("So")["input_ids"]) == "_So", "else this test says nothing"
+    assert decode(continued(source.tokenizer, "So")) == "So"
+    prompt, (answer,) = ids_of(source, (), "The sky is", [" blue."], chat=True)
+    assert decode(prompt + answer) == "_The_sky_is_blue.</s>"
+    source.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '</s>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
+    )
+    prompt, (answer,) = ids_of(source, TURNS[:1], "", [" So. "], chat=True)
+    assert decode(prompt + answer).endswith("assistant:So.</s>")
+    # what the tokenizer does not know is no marker of its own
+    assert ids_of(source, (), "The", [" sky \u00e9"], chat=True)[1][0][-2] == source.tokenizer.unk_token_id
+
+
+def test_a_special_token_inside_an_answer_is_refused() -> None:
+    with pytest.raises(Unsupported, match=r"an answer holds the special token '<pad>'"):
+        ids_of(SOURCE, (), "The sky is", [" blue<pad> now."], chat=True)
+    with pytest.raises(Unsupported, match=r"an answer holds the special token '<eos>'"):
+        ids_of(SOURCE, TURNS, "", ["Ciao.<eos> And more."], chat=True)
+
+
+def test_a_model_that_could_think_first_is_told_not_to() -> None:
+    source = with_template("")
+    source.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'A:' if enable_thinking is false else 'T:' }}{% endif %}"
+    )
+    assert text(ids_of(source, TURNS[:1], "", [], chat=True)[0]) == "Hi.A:"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from bench import commands
-from bench.conversation import Asked
+from bench.conversation import Asked, continued, ids_of, rendered
 from bench.errors import UsageError
 from bench.models import Source
 from benchmarks.preference.core.judge_program import Program
@@ -20,8 +20,9 @@ Judge = Callable[[Sequence[Question]], list[float]]
 
 QUESTION = (
     "Two answers to one prompt.\n\nPrompt: {prompt}\n\nAnswer A: {first}\n\nAnswer B: {second}\n\n"
-    "Which answer is better, A or B? The better answer is"
+    "Which answer is better, A or B?"
 )
+REPLY = "The better answer is"
 LETTERS = (" A", " B")
 
 
@@ -82,9 +83,7 @@ def _read(source: Source, asked: Asked, answer: str) -> list[int]:
     if templated:
         said = [*(asked.turns or [("user", asked.text)]), ("assistant", answer.strip())]
         try:
-            text = tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in said], tokenize=False
-            )
+            text = rendered(tokenizer, said, add_generation_prompt=False)
         except Exception as error:  # a template raises whatever it likes
             raise UsageError(f"judge {source.name}: its chat template refuses a conversation ({error})") from error
     # the template writes the begin-of-text token itself
@@ -95,10 +94,13 @@ def _read(source: Source, asked: Asked, answer: str) -> list[int]:
 def language_model(source: Source) -> Judge:
     """The log-odds of the letter of an answer, asked in both orders: a liking for a place or a letter cancels out.
 
+    The question is a user's turn in the model's chat template, where it has one, and the reply's beginning is given.
+
     Raises:
         UsageError: the tokenizer does not tell the two letters apart by one token.
     """
-    letters = [source.tokenizer(letter, add_special_tokens=False)["input_ids"] for letter in LETTERS]
+    tokenizer = source.tokenizer
+    letters = [continued(tokenizer, letter) for letter in LETTERS]
     kept = [ids[-1] for ids in letters if ids]
     if len(set(kept)) != 2 or letters[0][:-1] != letters[1][:-1]:
         raise UsageError(f"judge {source.name}: its tokenizer does not tell {LETTERS[0]!r} from {LETTERS[1]!r}")
@@ -106,8 +108,10 @@ def language_model(source: Source) -> Judge:
 
     @torch.no_grad()
     def odds(asked: Asked, first: str, second: str) -> float:
-        question = source.tokenizer(QUESTION.format(prompt=asked.text, first=first, second=second))["input_ids"]
-        ids = torch.tensor([question + letters[0][:-1]], device=source.device)
+        question = QUESTION.format(prompt=asked.text, first=first, second=second)
+        given, _ = ids_of(source, [("user", question)], f"{question} {REPLY}", [], chat=True)
+        reply = continued(tokenizer, REPLY) if tokenizer.chat_template else []
+        ids = torch.tensor([given + reply + letters[0][:-1]], device=source.device)
         logits = network(input_ids=ids, use_cache=False, logits_to_keep=1).logits[0, -1].float()
         return float(logits[kept[0]] - logits[kept[1]])
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from bench.conversation import special_ids
 from bench.errors import Unsupported
 from bench.families.completions import completion_logits
 from bench.families.preference import Preference
@@ -115,7 +116,7 @@ def drawn(source: Source, stop: int | None) -> dict[str, Any]:
     """The id that ends a completion, and those that are never drawn: other special ones and ids without a text."""
     tokenizer = source.tokenizer
     vocabulary = source.config.get_text_config(decoder=True).vocab_size
-    banned = {*tokenizer.all_special_ids, *range(len(tokenizer), vocabulary)} - {stop}
+    banned = {*special_ids(tokenizer), *range(len(tokenizer), vocabulary)} - {stop}
     if len(banned) >= vocabulary - 1:
         raise Unsupported("the model's vocabulary holds no text")
     return {"stop": stop, "banned": sorted(banned)}

@@ -122,9 +122,13 @@ def _transcripts(chosen: str, rejected: str) -> tuple[tuple[Turn, ...], str, str
     (context, answer), (other_context, other) = split
     if context != other_context:
         raise Unusable("'chosen' and 'rejected' differ before their last answer")
-    _, *said = re.split(r"\n\n(Human|Assistant):", context)
+    before, *said = re.split(r"\n\n(Human|Assistant):", context)
+    if before.strip():
+        raise Unusable("there is text before the first '\\n\\nHuman:'")
     roles = {speaker: role for role, speaker in SPEAKERS.items()}
     turns = tuple((roles[who], what.strip()) for who, what in zip(said[::2], said[1::2], strict=True))
     if not turns:
         raise ValueError("no '\\n\\nHuman:' before the answer")
+    if turns[-1][0] != "user":
+        raise Unusable("the turn before the two answers is not the user's")
     return turns, "", answer, other

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -33,7 +33,9 @@ def text(ids: list[int]) -> str:
 class Beginning:
     """Bytes, with a begin-of-text id before and, if it is told so, an end-of-text id behind every text."""
 
-    bos_token_id, eos_token_id, chat_template = BOS, EOS, ""
+    bos_token_id, eos_token_id, unk_token_id, chat_template = BOS, EOS, None, ""
+    all_special_ids: ClassVar[list[int]] = [BOS, EOS]
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
 
     def __init__(self, template: str = "", ends: bool = False, begins: bool = True) -> None:
         self.chat_template, self.ends, self.begins = template, ends, begins
@@ -44,12 +46,15 @@ class Beginning:
         before = [BOS] * (add_special_tokens and self.begins)
         return {"input_ids": [*before, *ids, *[EOS] * (add_special_tokens and self.ends)]}
 
-    def apply_chat_template(self, turns: Any, add_generation_prompt: bool, tokenize: bool) -> str:
+    def apply_chat_template(self, turns: Any, add_generation_prompt: bool, tokenize: bool, **options: Any) -> str:
         if turns[0]["role"] == "system":
             raise ValueError("no system role")
-        assert add_generation_prompt
         assert not tokenize
-        return "<bos>" + "".join(f"[{turn['role']}]{turn['content']}" for turn in turns) + "[assistant]"
+        said = "".join(f"[{turn['role']}]{turn['content']}" for turn in turns)
+        return "<bos>" + said + ("[assistant]" if add_generation_prompt else "<pad>")
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return str(self.bytes.decode(ids, skip_special_tokens=skip_special_tokens))
 
 
 def model_with(tokenizer: Any) -> Any:
@@ -61,6 +66,7 @@ def test_a_conversation_goes_through_the_template_and_ends_once(ends: bool):
     prompt, chosen, rejected = ids_of(model_with(Beginning("a template", ends)), TALK, chat=True)
     assert text(prompt) == "<bos>[user]Hi.[assistant]"
     assert prompt.count(BOS) == 1
+    # <pad> stands behind a turn, but is not among this tokenizer's special ones
     assert text(chosen) == "Hello you.<eos>"
     assert text(rejected) == "No.<eos>"
 
@@ -179,9 +185,9 @@ def test_a_pair_that_the_model_cannot_read_is_named_by_its_line(tmp_path: Path):
 
 def test_a_pair_beyond_the_models_context_is_refused():
     limit = SOURCES.target.config.max_position_embeddings
-    long = TextPair((), "a" * (limit - 3), " yes", " no")
+    long = TextPair((), "a" * (limit - 3), " yes", " no", line=7)
     workload = PreferencePairs(max_prompt=2 * limit)
-    with pytest.raises(Unsupported, match=f"{limit + 2} tokens do not fit the model's context of {limit}"):
+    with pytest.raises(Unsupported, match=f"^line 7: {limit + 2} tokens do not fit the model's context of {limit}"):
         list(workload._pairs(SOURCES.target, [long], Cuts()))
 
 
@@ -190,7 +196,7 @@ def test_an_answer_without_a_token_is_refused():
         eos_token_id = None  # type: ignore[assignment]
 
         def __call__(self, given: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-            return {"input_ids": [] if given == "\u200b" else super().__call__(given, add_special_tokens)["input_ids"]}
+            return super().__call__(given.replace("\u200b", ""), add_special_tokens)
 
     with pytest.raises(Unsupported, match="makes no token of an answer"):
         ids_of(model_with(Silent()), TextPair((), "Hi", "\u200b", " no"), chat=True)
@@ -212,7 +218,7 @@ def test_lines_left_out_are_told(tmp_path: Path):
     workload = PreferencePairs(path=path, skip=True, items=2)
     workload.check()
     notes = workload.build(SOURCES, 0)["notes"]
-    assert notes == {"lines left out, as their answers cannot be compared: 1": "correct the file"}
+    assert [note.rpartition(': ')[2] for note in notes] == ["1"]
 
 
 @pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2", "tiny:qwen3"])
@@ -286,6 +292,59 @@ def test_answers_end_as_they_are_taught_to(tmp_path: Path, monkeypatch: pytest.M
     assert PAD not in built["drawn"]["banned"]
 
 
+def test_conversations_beside_plain_prompts_are_refused_where_they_end_differently(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    talk = {"prompt": [{"role": "user", "content": "Hi."}], "chosen": [{"role": "assistant", "content": "A"}]}
+    lines = [{**talk, "rejected": [{"role": "assistant", "content": "B"}]}]
+    lines += [{"prompt": f"Prompt {n}:", "chosen": " a", "rejected": " b"} for n in range(2)]
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    sources = Sources(Source("tiny:llama"))
+    tokenizer = sources.target.tokenizer
+    workload = PreferencePairs(items=2, path=str(path))
+    seed = next(n for n in range(20) if len({bool(t) for t, _ in workload.build(sources, n)["asked"]}) == 2)
+    template = tokenizer.chat_template.replace("['content'] +", "['content'] + '<pad>' +")
+    monkeypatch.setattr(tokenizer, "chat_template", template)
+    with pytest.raises(UsageError, match="give two files, or chat=false"):
+        workload.build(sources, seed)
+    workload.model_copy(update={"chat": False}).build(sources, seed)
+
+
+def test_what_the_template_refuses_is_left_out_where_that_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    sources = Sources(Source("tiny:llama"))
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    monkeypatch.setattr(sources.target.tokenizer, "chat_template", strict + sources.target.tokenizer.chat_template)
+    lines = []
+    for n in range(6):
+        said = [{"role": "system", "content": "Be kind."}] * (n == 4) + [{"role": "user", "content": f"Hi {n}."}]
+        sides = {side: [{"role": "assistant", "content": f"{side} {n}"}] for side in ("chosen", "rejected")}
+        lines.append({"prompt": said, **sides})
+    path = tmp_path / "own.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(Unsupported, match=r"^line 5: .*no system.*skip=true leaves such lines out"):
+        PreferencePairs(items=2, path=str(path)).build(sources, 0)
+    built = PreferencePairs(items=2, path=str(path), skip=True).build(sources, 0)
+    assert len(built["heldout"]) + len(built["train"]) == 5
+    assert any(note.startswith("lines left out") and note.endswith(": 1") for note in built["notes"])
+
+
+def test_no_prompt_left_to_learn_is_one_line(tmp_path: Path):
+    pairs = [(f"{n} and the same end", " a", " b") for n in range(6)]
+    workload = PreferencePairs(path=file_of(tmp_path / "own.jsonl", pairs), items=2, max_prompt=8)
+    with pytest.raises(UsageError, match="lower items"):
+        workload.build(SOURCES, 0)
+
+
+def test_a_judge_that_cannot_judge_is_named_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch):
+    def mute(questions: Any) -> list[float]:
+        raise UsageError("judge x: its chat template refuses a conversation")
+
+    monkeypatch.setattr(judges, "named", lambda name, judged, seconds: (mute, name))
+    with pytest.raises(UsageError, match="refuses a conversation"):
+        PreferencePairs(judge="tiny:llama", answer=4, items=2).build(SOURCES, 0)
+
+
 def test_a_program_that_judges_is_tried_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     judge = tmp_path / "judge.py"
     judge.write_text(
@@ -310,12 +369,22 @@ def test_a_program_that_judges_is_tried_before_anything_is_trained(tmp_path: Pat
         workload.build(SOURCES, 0)
 
 
-def test_nothing_is_answered_without_a_judge_and_a_wrong_name_is_seen_before_the_run():
-    workload = PreferencePairs(items=4, steps=1, batch_size=2, max_prompt=64, max_completion=16)
-    built = workload.build(SOURCES, 0)
-    assert "before" not in built
+def test_without_a_judge_a_few_prompts_are_answered_to_be_read():
+    small: dict[str, Any] = {"items": 4, "steps": 1, "batch_size": 2, "max_prompt": 64, "max_completion": 16}
     technique = SftOnChosen()
-    found = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCES.target, None)
-    assert "win_rate" not in found.metrics
+    for answers in (3, 0):
+        workload = PreferencePairs(answers=answers, answer=5, **small)
+        built = workload.build(SOURCES, 0)
+        found = workload.quality(technique, technique.prepare(SOURCES), built, 0, SOURCES.target, None)
+        assert "win_rate" not in found.metrics
+        assert len(found.outputs or []) == answers
+        assert len(found.texts) == min(answers, 2)
+        assert len(found.metrics.get("repetition", [])) == answers
+        if answers:
+            assert 0 < found.counts["output_tokens"] <= 5
+            assert {"output_tokens_before", "repetition_before"} <= found.counts.keys()
+
+
+def test_a_wrong_name_is_seen_before_the_run():
     with pytest.raises(UsageError, match="unknown model 'nobody'"):
         PreferencePairs(judge="nobody").check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,7 +19,9 @@ QUESTION = parse({"question": "How many?", "answer": " 72 "})
 class Beginning:
     """A tokenizer that writes begin and end of every text, as T5's and Llama's of old do."""
 
-    bos_token_id, eos_token_id = 1, 2
+    bos_token_id, eos_token_id, unk_token_id = 1, 2, None
+    all_special_ids: ClassVar[list[int]] = [1, 2]
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
     chat_template: str | None = None
 
     def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:

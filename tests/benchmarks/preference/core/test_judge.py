@@ -81,15 +81,19 @@ def test_weights_that_could_run_code_are_not_read(tmp_path: Path):
         judges.named(str(tmp_path), JUDGED, 9.0)
 
 
-def test_a_language_model_is_asked_in_both_orders():
+@pytest.mark.parametrize("template", [None, TEMPLATE + "{% if add_generation_prompt %}assistant={% endif %}"])
+def test_a_language_model_is_asked_in_both_orders(monkeypatch: pytest.MonkeyPatch, template: str | None):
+    source = Source("tiny:llama")
+    monkeypatch.setattr(source.tokenizer, "chat_template", template)
+    monkeypatch.setattr(judges, "Source", lambda *given, **also: source)
     judge, name = judges.named("tiny:llama", JUDGED, 9.0)
     assert name == f"tiny:llama, sha256 {JUDGED.fingerprint}"
-    source = Source("tiny:llama")
     letters = [byte_tokenizer()(letter, add_special_tokens=False)["input_ids"] for letter in (" A", " B")]
 
     def odds(first: str, second: str) -> float:
         asked = judges.QUESTION.format(prompt="Why?", first=first, second=second)
-        ids = byte_tokenizer()(asked)["input_ids"] + letters[0][:-1]
+        read = f"<bos>user={asked};assistant={judges.REPLY}" if template else f"{asked} {judges.REPLY}"
+        ids = byte_tokenizer()(read)["input_ids"] + letters[0][:-1]
         laws = source.model()(torch.tensor([ids])).logits.detach()[0, -1].log_softmax(-1)
         return float(laws[letters[0][-1]] - laws[letters[1][-1]])
 
