@@ -228,6 +228,16 @@ QUALITY = (
         relative=False,
     ),
     Metric(
+        "optimum_gap",
+        "quality",
+        "reward",
+        "lower",
+        "What a policy's expected reward, less beta times its KL divergence from the reference, falls short of the "
+        "best possible, where that is known: beta times its divergence from the best policy.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
         "kl",
         "quality",
         "nat",

@@ -13,7 +13,7 @@ PairLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class TabularWorld:
+class World:
     """Policies over completions are tables of log-probabilities, `(prompts, completions)`."""
 
     reward: Tensor
@@ -22,7 +22,7 @@ class TabularWorld:
     """Log-probabilities `(prompts, completions)`."""
 
     @classmethod
-    def random(cls, prompts: int, completions: int, seed: int) -> TabularWorld:
+    def random(cls, prompts: int, completions: int, seed: int) -> World:
         """Rewards and the reference's logits from N(0, 1), float64."""
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randn(2, prompts, completions, generator=generator, dtype=torch.float64)

@@ -218,7 +218,7 @@ def test_lines_left_out_are_told(tmp_path: Path):
     workload = PreferencePairs(path=path, skip=True, items=2)
     workload.check()
     notes = workload.build(SOURCES, 0)["notes"]
-    assert [note.rpartition(': ')[2] for note in notes] == ["1"]
+    assert [note.rpartition(": ")[2] for note in notes] == ["1"]
 
 
 @pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2", "tiny:qwen3"])

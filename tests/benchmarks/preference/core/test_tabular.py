@@ -7,10 +7,10 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.preference.core.tabular import TabularWorld
+from benchmarks.preference.core.tabular import World
 from techniques.preference.core import losses
 
-WORLD = TabularWorld.random(prompts=3, completions=5, seed=0)
+WORLD = World.random(prompts=3, completions=5, seed=0)
 BETA = 0.7
 
 
@@ -42,7 +42,7 @@ def test_loss_has_no_slope_at_the_optimum_and_one_anywhere_else():
 
 
 def test_dpo_cannot_tell_rewards_that_differ_by_prompt_alone():
-    shifted = TabularWorld(WORLD.reward + torch.tensor([[5.0], [-3.0], [0.0]]), WORLD.reference)
+    shifted = World(WORLD.reward + torch.tensor([[5.0], [-3.0], [0.0]]), WORLD.reference)
     torch.testing.assert_close(shifted.preferred(), WORLD.preferred())
     torch.testing.assert_close(shifted.optimum(BETA), WORLD.optimum(BETA))
 
@@ -50,7 +50,7 @@ def test_dpo_cannot_tell_rewards_that_differ_by_prompt_alone():
 def test_noisy_labels_move_dpo_and_not_robust():
     flipped = 0.3
 
-    class Noisy(TabularWorld):
+    class Noisy(World):
         def preferred(self) -> torch.Tensor:
             true = super().preferred()
             return (1 - flipped) * true + flipped * (1 - true)
