@@ -116,6 +116,8 @@ class Claim:
     name: str
     """Unique within its technique: `lossless`, `speed` ..."""
     statement: str
+    headline: str = ""
+    """The statement in a dozen words, for a front page; empty where it does not stand there."""
     source: str
     """Paper with table, figure or section."""
     expression: str

@@ -1,7 +1,7 @@
 """The README's tables, drawn from committed runs: `python -m bench.report.readme` draws them anew.
 
-A table stands between `<!-- table: results/EXPERIMENT/RUN -->` and `<!-- end of table -->`, the claims that records
-speak of between `<!-- ledger: results -->` and `<!-- end of ledger -->`.
+A table stands between `<!-- table: results/EXPERIMENT/RUN -->` and `<!-- end of table -->`, the claims with a headline
+that records speak of between `<!-- ledger: results -->` and `<!-- end of ledger -->`.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ def drawn(text: str, root: Path) -> str:
 
 
 def _ledger(out: str, root: Path) -> str:
-    """The claims that a stored record speaks of, and how many wait for one."""
+    """The claims with a headline, one line for each verdict on one, and how many claims there are in all."""
     registry.load_plugins()
     found = verify.ledger(verify.with_claims([]), verify.published(root / out))
     decided: dict[tuple[str, str], dict[str, list[verify.Finding]]] = {}
     for one in found:
-        if one.run is not None and one.value is not None:
+        if one.run is not None and one.value is not None and one.claim.headline:
             decided.setdefault((one.technique, one.claim.name), {}).setdefault(one.outcome, []).append(one)
     lines = [
         (
-            f"{one.technique}: {one.claim.statement} ({one.claim.source})",
+            f"{one.claim.headline} ({one.claim.source.partition(',')[0]})",
             str(one.claim.expected),
             claims.figure(one),
             f"{verdict}{f', and {len(more)} more' if more else ''}",
@@ -57,19 +57,17 @@ def _ledger(out: str, root: Path) -> str:
         for verdict, (one, *more) in verdicts.items()
     ]
     columns = ("what the paper says", "holds if", "here", "verdict", "where")
-    waiting = len({(one.technique, one.claim.name) for one in found} - decided.keys())
-    told = f"Every setting, and {waiting} further claims that wait for records: [`{out}/claims.md`]({out}/claims.md)."
+    count = len({(one.technique, one.claim.name) for one in found})
+    told = f"All {count} claims, in every setting that was measured: [`{out}/claims.md`]({out}/claims.md)."
     return "\n".join([*grid(columns, lines), "", told])
 
 
 def _where(one: verify.Finding, root: Path) -> str:
-    """Arms, model, workload and machine, of a subject `ARM (ITS PARAMETERS) against ARM (..); MODEL, WORKLOAD (..);
-    MACHINE`, and the run."""
+    """The model and the run, of a subject `ARM (ITS PARAMETERS) against ARM (..); MODEL, WORKLOAD (..); MACHINE`."""
     assert one.run is not None
-    arms, setting, machine = one.subject.split("; ")
-    names = " against ".join(arm.partition(" (")[0] for arm in arms.split(" against "))
+    model = one.subject.split("; ")[1].partition(", ")[0]
     path = one.run.resolve().relative_to(root.resolve()).as_posix()
-    return f"{names}; {setting.rpartition(' (')[0]}, {machine}: [records]({path}/report.md)"
+    return f"{model}: [records]({path}/report.md)"
 
 
 def _table(run: str, root: Path) -> str:

@@ -34,6 +34,7 @@ class Speculative(Drafted):
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="lossless",
+            headline="Speculative decoding does not change what is written.",
             statement=(
                 "The output is that of the target alone: greedily the same tokens, but where the target's first two "
                 "choices tie within rounding."
@@ -57,6 +58,7 @@ class Speculative(Drafted):
         ),
         Claim(
             name="speed",
+            headline="Speculative decoding is 2 to 3 times as fast.",
             statement="2 to 3 times the speed of decoding token by token.",
             source=(
                 "Leviathan et al. 2023, Fast Inference from Transformers via Speculative Decoding, abstract (T5-XXL)"

@@ -38,6 +38,7 @@ class Qlora(Lora):
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="bits",
+            headline="QLoRA stores a weight in 4.127 bits.",
             statement="Double quantisation brings a weight to 4.127 bits: .127 for constants instead of .5.",
             source="Dettmers et al. 2023, QLoRA, section 3",
             expression="counts.bits_per_parameter(qlora[quant_type=nf4,block_size=64,double_quantisation=true])",
@@ -82,6 +83,7 @@ class Qlora(Lora):
         ),
         Claim(
             name="equals_16_bits",
+            headline="QLoRA in 4 bits finetunes as well as LoRA in 16.",
             statement="NF4 with double quantisation reaches 16-bit LoRA: MMLU 53.1 against 53.0.",
             source="Dettmers et al. 2023, QLoRA, table 4",
             expression=(

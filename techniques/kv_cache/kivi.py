@@ -49,6 +49,7 @@ class Kivi(KVCache):
         ),
         Claim(
             name="bytes",
+            headline="KIVI: four times as many rows in the same cache.",
             statement="The cache is small enough for batches of up to 4 times as many rows.",
             source="Liu et al. 2024, KIVI, the authors' code page",
             expression="kv_cache_bytes(full_cache) / kv_cache_bytes(kivi[bits=2])",

@@ -37,6 +37,7 @@ class Dpo(PolicyTechnique):
     claims: ClassVar[tuple[Claim, ...]] = (
         Claim(
             name="frontier_above_preferred_ft",
+            headline="DPO gets more reward than imitation at the same KL divergence.",
             statement="At the same KL divergence, more reward than finetuning on the chosen texts.",
             source="Rafailov et al. 2023, Direct Preference Optimization, the experiment on controlled sentiment",
             expression="reward_at_kl(dpo) - reward_at_kl(sft_on_chosen)",
@@ -48,6 +49,7 @@ class Dpo(PolicyTechnique):
         ),
         Claim(
             name="frontier_above_ppo",
+            headline="DPO gets more reward than PPO at the same KL divergence.",
             statement="Controls the sentiment of generations better than RLHF with PPO.",
             source="Rafailov et al. 2023, Direct Preference Optimization, abstract",
             expression="reward_at_kl(dpo) - reward_at_kl(ppo)",
@@ -88,7 +90,8 @@ class Dpo(PolicyTechnique):
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Share of labels that are taken to be wrong, for `cdpo` and `robust`; 0 makes them `sigmoid`."""
     nll_weight: float = Field(default=0.0, ge=0)
-    """Of the chosen completion's negative log-likelihood per token, added to the loss (Pang et al. 2024, RPO)."""
+    """Of the chosen completion's negative log-likelihood per token, added to the loss (Pang et al. 2024, RPO): a mean
+    over pairs, where TRL's `sft` is one over the tokens of the batch."""
     reference: Literal["adapters_off", "copy", "precomputed", "model"] = "adapters_off"
     """`adapters_off`: no memory of its own; `copy`: a second frozen network, as the paper's code has it;
     `precomputed`: two numbers a pair, made with the pairs and not in the step; `model`: another network, the run's
@@ -118,7 +121,7 @@ class Dpo(PolicyTechnique):
         policy = completion_logprobs(prepared.model, batch.texts)
         chosen, rejected = (policy - batch.held_to).chunk(2)
         loss = self._of_ratios(chosen, rejected)
-        if self.nll_weight:  # a mean over pairs; TRL's `sft` is one over the batch's tokens
+        if self.nll_weight:
             loss = loss - self.nll_weight * policy[: batch.pairs] / batch.texts.tokens[: batch.pairs]
         return loss.mean()
 

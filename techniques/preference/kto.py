@@ -25,7 +25,8 @@ class Kto(PolicyTechnique):
     The utility's anchor is the KL divergence from the reference, estimated in every step from completions that stand
     behind the prompt of another row, without a gradient and never below 0; where neighbours of a batch share a prompt,
     as pairs of one opening may, that is one of their own. It costs one more forward pass of policy and reference. Pairs
-    are taken apart: each gives one wanted and one unwanted completion, and both weigh the same.
+    are taken apart: each gives one wanted and one unwanted completion, and both weigh the same. TRL's KTOTrainer has
+    the same loss over the same rows.
     """
 
     source: ClassVar[str] = "Ethayarajh et al. 2024, KTO, eq. 8"

@@ -19,7 +19,8 @@ from techniques.preference.core.policy import PolicyTechnique
 class Simpo(PolicyTechnique):
     """Raise the chosen completion's mean log-probability per token above the rejected one's by a margin.
 
-    Nothing but the learning rate and the number of steps keeps the policy near its start.
+    Nothing but the learning rate and the number of steps keeps the policy near its start. TRL has the same loss in its
+    CPOTrainer, as `simpo` with cpo_alpha=0.
     """
 
     source: ClassVar[str] = "Meng et al. 2024, SimPO, eq. 6"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +73,60 @@ def test_kto_is_the_utility_against_completions_of_other_prompts(name: str, refe
         for row, text in enumerate(texts)
     ]
     assert loss(technique, policy) == pytest.approx(sum(expected) / 8, abs=1e-4)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed: the extra `trl`")
+def test_kto_is_trls(tmp_path: Path):
+    from datasets import Dataset
+    from trl import KTOConfig, KTOTrainer
+
+    technique = Kto(beta=0.5, policy="full", reference="copy")
+    policy = prepared(technique)
+    with torch.no_grad():  # away from the reference, so that the anchor counts
+        for parameter in policy.trainable:
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    loss_of_ours = technique.loss(policy, BATCH)
+    ours = torch.autograd.grad(loss_of_ours, policy.trainable)
+    tokenizer = Source("tiny:llama").tokenizer
+    trainer = KTOTrainer(
+        model=policy.model,
+        ref_model=policy.helpers[0],
+        args=KTOConfig(
+            output_dir=str(tmp_path),
+            beta=0.5,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            per_device_train_batch_size=2,
+        ),
+        train_dataset=Dataset.from_list(
+            [{"prompt": "one", "completion": " two", "label": label} for label in (True, False)] * 2
+        ),
+        processing_class=tokenizer,
+    )
+    sides = [p["chosen"] for p in PAIRS] + [p["rejected"] for p in PAIRS]
+    prompts = [p["prompt"] for p in PAIRS] * 2
+
+    def rows(completions: list[list[int]], name: str) -> dict[str, torch.Tensor]:
+        width = max(len(a) + len(b) for a, b in zip(prompts, completions, strict=True))
+        found: dict[str, list[list[int]]] = {"input_ids": [], "attention_mask": [], "completion_mask": []}
+        for prompt, completion in zip(prompts, completions, strict=True):
+            pad = [0] * (width - len(prompt) - len(completion))
+            found["input_ids"].append(prompt + completion + pad)
+            found["attention_mask"].append([1] * (len(prompt) + len(completion)) + pad)
+            found["completion_mask"].append([0] * len(prompt) + [1] * len(completion) + pad)
+        return {name + key: torch.tensor(value) for key, value in found.items()}
+
+    batch = {
+        **rows(sides, ""),
+        **rows([sides[-1], *sides[:-1]], "KL_"),
+        "label": torch.tensor([True] * 4 + [False] * 4),
+    }
+    theirs = trainer._compute_loss(trainer.model, batch, False)
+    torch.testing.assert_close(theirs, loss_of_ours.detach(), atol=1e-5, rtol=1e-5)
+    for one, other in zip(torch.autograd.grad(theirs, policy.trainable), ours, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
 def test_ktos_anchor_is_never_negative_and_has_no_gradient(monkeypatch: pytest.MonkeyPatch):
