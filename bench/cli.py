@@ -239,6 +239,7 @@ def verify(
     draft: Draft = None,
     device: Device = None,
     quick: Annotated[bool, typer.Option("--quick", help="With --run: smallest sizes; stamped.")] = False,
+    max_time: Annotated[str | None, typer.Option(help="With --run: what it may take at most [60m].")] = None,
     foresee: Annotated[bool, typer.Option("--foresee", help="Simulate claims about memory anew: minutes.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where results lie and go [results/].")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON per claim.")] = False,
@@ -250,14 +251,14 @@ def verify(
     from bench.report import claims
     from bench.report.progress import Progress
 
-    if not measure and (model or draft or device or quick):
-        raise UsageError("--model, --draft, --device and --quick go with --run")
+    if not measure and (model or draft or device or quick or max_time):
+        raise UsageError("--model, --draft, --device, --quick and --max-time go with --run")
     registry.load_plugins()
     folder = out or store.results_folder()
     entries, runs = papers.with_claims(techniques or []), papers.published(folder)
     if measure:
         with Progress(printer(), as_json) as progress:
-            asked = {"model": model, "draft": draft, "device": device, "quick": quick or None}
+            asked = {"model": model, "draft": draft, "device": device, "quick": quick or None, "max_time": max_time}
             runs.insert(0, trial.run(entries, folder, progress, tuple(sys.argv[1:]), **asked))
     if foresee:
         foresight.keep(folder, foresight.foresee(entries))

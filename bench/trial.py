@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench import api, manifest, registry, store
+from bench import api, embedded, manifest, registry, store
 from bench.anonymous import anonymous
-from bench.claim import Figure
-from bench.errors import StoreError, UsageError
+from bench.claim import Claim, Figure, meets
+from bench.errors import StoreError, Unsupported, UsageError
+from bench.families.cache import check_length
+from bench.models import Source
 from bench.registry import Entry
 from bench.runner import Event
 from bench.technique import Technique
@@ -18,21 +20,53 @@ from bench.technique import Technique
 NAME = "claims"
 REPLICATES = 5
 MAX_TIME = "60m"
+TRAINED = "stdlib-4m"
+"""A model whose weights were never quantised."""
 
 
-def config(entries: Iterable[Entry[Technique]]) -> dict[str, Any]:
-    """What `bench run` takes: one comparison for each workload that the claims of these techniques ask for, with each
-    arm once."""
+def config(entries: Iterable[Entry[Technique]], model: str | None = None) -> dict[str, Any]:
+    """What `bench run` takes: one comparison for each workload and model that the claims of these techniques ask for,
+    with each arm once; without the claims that this model can say nothing of (`left_out`).
+
+    Args:
+        model: of the user; else the embedded one, and for claims of weights that were never quantised the trained one.
+    """
     comparisons: dict[str, dict[str, Any]] = {}
     for entry in entries:
         for claim in entry.cls.claims:
-            key = json.dumps([entry.cls.family, dict(claim.workload)], sort_keys=True)
-            asked = comparisons.setdefault(
-                key, {"workload": dict(claim.workload), "arms": {"": {"technique": baseline(entry.cls.family)}}}
-            )
+            if left_out(claim, model):
+                continue
+            named = {"model": on} if (on := _model_for(claim, model)) != embedded.NAME and model is None else {}
+            key = json.dumps([entry.cls.family, dict(claim.workload), named], sort_keys=True)
+            arms = {"": {"technique": baseline(entry.cls.family)}}
+            asked = comparisons.setdefault(key, {**named, "workload": dict(claim.workload), "arms": arms})
             asked["arms"] |= {_label(figure): _arm(figure) for figure in claim.parsed.figures}
     listed = [{**one, "arms": _distinct(one["arms"].values())} for one in comparisons.values()]
     return {"name": NAME, "replicates": REPLICATES, "max_time": MAX_TIME, "profile": True, "comparisons": listed}
+
+
+def left_out(claim: Claim, model: str | None = None) -> str:
+    """Why a run of one's own can say nothing of a claim; '' where it can.
+
+    Args:
+        model: as of `config`.
+
+    Raises:
+        ModelError: its configuration cannot be read.
+    """
+    on, wanted = _model_for(claim, model), claim.needs.get("model")
+    if wanted is not None and not meets(on, wanted):
+        return f"it needs the model {wanted.replace('|', ' or ')}, not {on}"
+    tokens = int(claim.workload.get("context", 0)) + int(claim.workload.get("new_tokens", 1))
+    try:
+        check_length(Source(on).config, tokens)
+    except Unsupported as error:
+        return str(error)
+    return ""
+
+
+def _model_for(claim: Claim, model: str | None) -> str:
+    return model or (TRAINED if claim.needs.get("weights") == "trained" else embedded.NAME)
 
 
 def baseline(family: str) -> str:
@@ -53,10 +87,17 @@ def run(
         wanted: as `api.prepare` takes it: model, device, quick ...
 
     Raises:
-        UsageError: the config does not fit the model or the time.
+        UsageError: the config does not fit the model or the time, or no claim can be looked at with this model.
         Busy: another run is timing on this machine.
     """
-    raw = config(entries)
+    entries, model = list(entries), wanted.get("model")
+    raw = config(entries, model)
+    for entry in entries:
+        for claim in entry.cls.claims:
+            if why := left_out(claim, model):
+                say({"event": "note", "text": f"left out: {entry.name}.{claim.name}: {why}"})
+    if not raw["comparisons"]:
+        raise UsageError("no claim of these can be looked at with this model; give another with --model")
     checked, device, dtype = api.prepare(raw, NAME, **wanted)
     about = anonymous(manifest.collect(device, dtype, argv))
     known = stored(out, checked.settings.name, checked.hash, about, quick=checked.settings.quick)

@@ -89,7 +89,11 @@ def test_names_of_claims_are_unique_within_a_technique() -> None:
 
 @pytest.mark.parametrize("name", sorted({name for name, _ in CLAIMS}))
 def test_the_run_for_a_techniques_claims_is_a_valid_config_with_all_its_arms(name: str) -> None:
-    checked = experiment.check(trial.config([registry.techniques[name]]), "claims")
+    raw = trial.config([registry.techniques[name]])
+    if not raw["comparisons"]:
+        assert all(trial.left_out(claim) for claim in registry.techniques[name].cls.claims)
+        return
+    checked = experiment.check(raw, "claims")
     arms = {
         (arm.registered, key)
         for comparison in checked.comparisons
@@ -98,9 +102,33 @@ def test_the_run_for_a_techniques_claims_is_a_valid_config_with_all_its_arms(nam
         if not isinstance(key, tuple) or isinstance(key[1], str | int | float | bool)
     }
     for claim in registry.techniques[name].cls.claims:
-        for figure in claim.parsed.figures:
+        for figure in claim.parsed.figures if not trial.left_out(claim) else ():
             assert (figure.arm, None) in arms
             assert all((figure.arm, pair) in arms for pair in figure.parameters.items())
+
+
+def test_a_run_for_claims_leaves_out_what_its_model_cannot_say() -> None:
+    qlora, snapkv = (registry.techniques[name] for name in ("qlora", "snapkv"))
+    left = {claim.name: trial.left_out(claim) for claim in (*qlora.cls.claims, *snapkv.cls.claims)}
+    assert [name for name, why in left.items() if why] == ["65b_in_48_gb", "speed_at_16k", "quality_at_16k"]
+    assert left["65b_in_48_gb"] == "it needs the model *llama-65b*, not smollm2-135m"
+    assert "do not fit the model's context of 8192" in left["speed_at_16k"]
+    # weights on a grid say nothing of quantisation
+    assert {one.get("model") for one in trial.config([qlora])["comparisons"]} == {None, trial.TRAINED}
+    assert {one.get("model") for one in trial.config([qlora], "tiny:llama")["comparisons"]} == {None}
+    assert trial.config([snapkv])["comparisons"] == []
+
+
+def test_an_arm_that_two_claims_write_differently_is_run_once() -> None:
+    (trained,) = (
+        one for one in trial.config([registry.techniques["qlora"]])["comparisons"] if one.get("model") == trial.TRAINED
+    )
+    arms = [(arm["technique"], {k: v for k, v in arm.items() if k != "label"}) for arm in trained["arms"]]
+    whole = [
+        registry.techniques[name].cls(**{k: v for k, v in given.items() if k != "technique"}).model_dump_json()
+        for name, given in arms
+    ]
+    assert len(set(zip((name for name, _ in arms), whole, strict=True))) == len(arms)
 
 
 def test_a_claim_that_is_not_measured_says_what_it_needs() -> None:

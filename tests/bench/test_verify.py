@@ -307,4 +307,4 @@ def test_what_says_how_to_run_is_refused_without_a_run_and_handed_on_with_one(
 
     monkeypatch.setattr("bench.trial.run", stored)
     call("speculative", "--run", "--draft", "my-draft", "--quick", "--out", str(tmp_path))
-    assert asked == {"model": None, "draft": "my-draft", "device": None, "quick": True}
+    assert asked == {"model": None, "draft": "my-draft", "device": None, "quick": True, "max_time": None}
