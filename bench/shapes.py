@@ -84,4 +84,6 @@ SYNTHETIC: Mapping[str, Mapping[str, Any]] = {
     "llama-65b": _llama(8192, 80, 64, 22016),
     # Llama 3 (Grattafiori et al. 2024), table 3
     "llama3-8b": _llama(4096, 32, 32, 14336, 128256, 8, 8192, 500000.0),
+    # the same for longer contexts
+    "llama3-8b-128k": _llama(4096, 32, 32, 14336, 128256, 8, 131072, 500000.0),
 }
