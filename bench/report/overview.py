@@ -32,6 +32,14 @@ class Answer:
     text: str
     """The finding: `46 % peak memory`; empty where nothing is known to differ."""
     reason: str
+    more: bool = False
+    """Whether more of it is better: it is gained and lost, not saved and paid."""
+
+    @property
+    def verb(self) -> str:
+        """What was done to it, where that is known."""
+        verbs = {Verdict.BETTER.value: ("saves", "gains"), Verdict.WORSE.value: ("costs", "loses")}
+        return verbs[self.word][self.more] if self.word in verbs else ""
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,11 @@ class Line:
 
     @property
     def saves(self) -> list[str]:
-        return [answer.text for answer in self.answers if answer.word == Verdict.BETTER]
+        return [_listed(answer) for answer in self.answers if answer.word == Verdict.BETTER]
 
     @property
     def costs(self) -> list[str]:
-        return [answer.text for answer in self.answers if answer.word == Verdict.WORSE]
+        return [_listed(answer) for answer in self.answers if answer.word == Verdict.WORSE]
 
     @property
     def sentence(self) -> str:
@@ -72,8 +80,8 @@ class Line:
         if self.status not in FINISHED:
             return f"{label(self.status)}{_because(self.reason)}"
         parts = [f"{label(self.status)}{_because(self.reason)}"] if self.status == "invalid" else []
-        for verb, verdict in (("saves", Verdict.BETTER), ("costs", Verdict.WORSE)):
-            found = [f"{one.text} ({verdict}, {one.reason})" for one in self.answers if one.word == verdict]
+        for verb in ("gains", "saves", "loses", "costs"):
+            found = [f"{one.text} ({one.word}, {one.reason})" for one in self.answers if one.verb == verb]
             parts += [f"{verb} {', '.join(found)}"] if found else []
         others: dict[str, list[str]] = {}
         for one in self.answers:
@@ -152,7 +160,12 @@ def _answer(row: Row, axis: Axis) -> Answer:
     judgement = row.judgements.get(metric.name)
     if judgement is None:
         return Answer(axis, "not compared", "", estimate.reason if row.status in FINISHED else "")
-    return Answer(axis, judgement.verdict.value, _finding(metric, estimate, judgement), judgement.reason)
+    more = metric.better == "higher"
+    return Answer(axis, judgement.verdict.value, _finding(metric, estimate, judgement), judgement.reason, more)
+
+
+def _listed(answer: Answer) -> str:
+    return f"{answer.verb} {answer.text}" if answer.more else answer.text
 
 
 def _finding(metric: Metric, estimate: stats.Estimate, judgement: Judgement) -> str:
@@ -160,7 +173,7 @@ def _finding(metric: Metric, estimate: stats.Estimate, judgement: Judgement) -> 
     if estimate.change is None or judgement.verdict not in {Verdict.BETTER, Verdict.WORSE}:
         return ""
     if not metric.relative:
-        unit = "" if metric.unit == "share" else f" {metric.unit}"
+        unit = "" if metric.unit == "share" or noun.startswith(metric.unit) else f" {metric.unit}"
         return f"{abs(estimate.change):.3f}{unit} {noun}"
     if estimate.change >= 10:
         return f"x{estimate.change:.3g} {noun}"

@@ -40,10 +40,25 @@ def test_quality_is_a_difference_with_its_unit(make: Callable[..., dict[str, Any
     assert float(line.costs[0].split()[0]) == pytest.approx(1.0, abs=0.1)
 
 
+def test_what_is_better_the_more_of_it_is_gained_and_lost(make: Callable[..., dict[str, Any]]) -> None:
+    base, arm = make("base"), make("arm")
+    for one, worth in ((base, 0.2), (arm, 0.6)):
+        noise = [0.01 * (-1) ** item for item in range(24)]
+        one["quality"]["metrics"]["reward_at_kl"] = [worth + less for less in noise]
+        one["primary"] = {**one["primary"], "quality": "reward_at_kl"}
+    for arms, told in (
+        ([base, arm], "gains 0.400 reward at kl"),
+        ([{**arm, "arm": "base"}, {**base, "arm": "arm"}], "loses"),
+    ):
+        line = overview.lines(outcome.rows(arms))[0]
+        assert line.sentence.startswith(told), line.sentence
+        assert [one.partition(" ")[0] for one in line.saves + line.costs] == [told.partition(" ")[0]]
+
+
 def test_every_ending_is_named_with_its_reason(lines: dict[str, overview.Line]) -> None:
     wrong = lines["wrong"]
     assert wrong.sentence.startswith("INVALID: gate lossless: token 3 differs")
-    assert "latency: withheld; memory: withheld" in wrong.sentence
+    assert "latency, memory: withheld" in wrong.sentence
     assert (wrong.saves, wrong.gate) == ([], "FAILED: lossless")
     assert "UNGATED: nothing checked its output" in lines["unchecked"].sentence
     assert lines["unchecked"].gate == "none ran"
@@ -57,7 +72,7 @@ def test_a_baseline_that_is_not_well_is_named(make: Callable[..., dict[str, Any]
     base = make("base", status="oom", reason="out of memory", rounds=[], quality=None)
     lines = overview.lines(outcome.rows([base, make("fast")]))
     assert lines[0].sentence == "oom, the baseline: out of memory"
-    assert "latency: not compared (the baseline has no such figure)" in lines[1].sentence
+    assert "quality, latency, memory: not compared (the baseline has no such figure)" in lines[1].sentence
     assert overview.lines(outcome.rows([make("base")])) == []
 
 
