@@ -165,7 +165,7 @@ def test_a_context_that_is_read_once_is_planned_so() -> None:
     assert timing(new_tokens=2) / timing(new_tokens=2, read_once=True) == pytest.approx(6, rel=0.2)
 
 
-def test_what_a_gpu_is_to_run_at_32k_is_valid_and_within_its_time() -> None:
+def test_what_a_gpu_is_to_run_at_32k_fits_its_time() -> None:
     checked = experiment.check(*suites.find(["gpu/kv_32k"]))
-    assert [one.workload.model_dump()["batch"] for one in checked.comparisons] == [1, 4, 16]
-    assert plan.total(checked, "cuda", "bfloat16") < 3600
+    assert [one.workload.model_dump()["batch"] for one in checked.comparisons] == [1, 8]
+    assert plan.total(checked, "cuda", "bfloat16") < 2 * 3600

@@ -190,6 +190,31 @@ def test_a_newer_run_with_too_few_rounds_does_not_hide_an_older_one(tmp_path: Pa
     assert found.outcome is Outcome.INCONCLUSIVE
 
 
+def test_an_arm_that_failed_is_not_hidden_by_an_older_run(tmp_path: Path) -> None:
+    for day, gate in enumerate((True, False)):
+        arms = [record("base", seconds=2.0), record("arm", seconds=1.0, gate=gate)]
+        run(tmp_path / "x" / f"2026010{day}T000000Z_m_c", arms)
+    (found,) = ledger([entry(claim())], published(tmp_path))
+    assert found.outcome is Outcome.UNTESTABLE
+    assert "its speed and memory are withheld" in found.reason
+    # nor by another setting in which the claim holds
+    elsewhere = {**ENVIRONMENT, "device": {**DEVICE, "name": "Another"}}
+    arms = [record("base", seconds=2.0, environment=elsewhere), record("arm", seconds=1.0, environment=elsewhere)]
+    run(tmp_path / "x" / "20260103T000000Z_m_c", arms)
+    found_in_both = {one.outcome for one in ledger([entry(claim())], published(tmp_path))}
+    assert found_in_both == {Outcome.UNTESTABLE, Outcome.REPRODUCED}
+
+
+def test_arms_are_compared_under_the_seeds_that_both_have() -> None:
+    base = [record("base", nll=3.0, seed=seed, cell=f"c.base.seed{seed}") for seed in (0, 1)]
+    arm = [record("arm", nll=2.9), record("arm", nll=1.0, salt="far", seed=2, cell="c.arm.seed2")]
+    found = one(claim("nll(arm) - nll(base)", expected=about(-0.1, 0.01)), *base, *arm)
+    assert found.outcome is Outcome.REPRODUCED, "seed 2 of the arm has nothing to stand beside"
+    none = one(claim("nll(arm) - nll(base)", expected=about(-0.1, 0.01)), base[1], arm[1])
+    assert none.outcome is Outcome.UNTESTABLE
+    assert "no seed in common" in none.reason
+
+
 def test_another_draft_is_another_setting(tmp_path: Path) -> None:
     for day, draft in enumerate(("one", "two")):
         read = [{"role": "target", "name": "small"}, {"role": "draft", "name": draft}]
