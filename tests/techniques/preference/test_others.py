@@ -82,9 +82,15 @@ def test_kto_is_trls(tmp_path: Path):
 
     technique = Kto(beta=0.5, policy="full", reference="copy")
     policy = prepared(technique)
-    with torch.no_grad():  # away from the reference, so that the anchor counts
-        for parameter in policy.trainable:
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    optimizer = torch.optim.AdamW(policy.trainable, lr=1e-3)
+    others = mismatched(BATCH.texts)
+    for _ in range(5):  # towards the mismatched texts, so that the anchor is above 0 and counts
+        (-completion_logprobs(policy.model, others).mean()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        apart = completion_logprobs(policy.model, others) - completion_logprobs(policy.helpers[0], others)
+    assert float(apart.mean()) > 0.1
     loss_of_ours = technique.loss(policy, BATCH)
     ours = torch.autograd.grad(loss_of_ours, policy.trainable)
     tokenizer = Source("tiny:llama").tokenizer
