@@ -129,7 +129,7 @@ class Claim:
     needs: Mapping[str, str] = field(default_factory=dict)
     """Without this a figure says nothing about the claim."""
     free: tuple[str, ...] = ()
-    """Parameters in which its arms may differ, as each is tuned for itself."""
+    """Parameters in which its arms may differ, as each is tuned for itself: the best arms are compared."""
     out_of_reach: str = ""
     """Why the paper's conditions cannot be met with this program, or are not known; empty where they can be."""
     workload: Mapping[str, Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -51,6 +53,20 @@ def estimate(claim: Claim, operands: Sequence[list[Record]]) -> tuple[stats.Esti
         raise NoFigure(f"{words(expression.figures[0])} has no {expression.figures[0].quantity}")
     declared = all(figure.metric is None or figure.metric.exact for figure in expression.figures)
     return found, declared and not found.spread
+
+
+def best(figure: Figure, arms: Sequence[list[Record]]) -> list[Record]:
+    """The arm with the best mean of a figure; the first where none has one."""
+
+    def rank(arm: list[Record]) -> float:
+        try:
+            _check(figure, arm)
+            mean = statistics.fmean(_values(figure, arm)[0].values())
+        except NoFigure:
+            return math.inf
+        return -mean if figure.metric is not None and figure.metric.better == "higher" else mean
+
+    return min(arms, key=rank)
 
 
 def _under_one_seed(operands: Sequence[list[Record]]) -> list[list[Record]]:

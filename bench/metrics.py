@@ -113,6 +113,15 @@ GLOSSARY = _glossary(
         relative=False,
     ),
     Metric(
+        "attention_time",
+        "latency",
+        "s",
+        "lower",
+        "Attention of all layers in one decoding step, over what the cache holds and without evicting from it; in the "
+        "profile pass.",
+        0.03,
+    ),
+    Metric(
         "choosing_cost",
         "latency",
         "share",

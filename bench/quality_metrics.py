@@ -15,6 +15,15 @@ QUALITY = (
         relative=False,
     ),
     Metric(
+        "nll_rise",
+        "quality",
+        "nat/token",
+        "lower",
+        "The same of the last quarter of a long continuation, less that of its first quarter; of 256 tokens or more.",
+        0.05,
+        relative=False,
+    ),
+    Metric(
         "token_agreement",
         "quality",
         "share",

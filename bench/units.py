@@ -107,6 +107,18 @@ def _speculation(rounds: Iterable[Mapping[str, Any]], draft_tokens: int) -> dict
     return units
 
 
+def _attending(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """What the profile pass says of attention when decoding."""
+    units: dict[str, dict[int, float]] = {}
+    for part in rounds:
+        profile = part.get("profile") or {}
+        decoding = profile.get("kind", []).count("decode")
+        attending = (profile.get("phases") or {}).get("attention")
+        if decoding and attending:
+            units.setdefault("attention_time", {})[part["round"]] = sum(attending) / decoding
+    return units
+
+
 def _choosing(rounds: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """What the profile pass says of a cache that lets go behind the prompt."""
     units: dict[str, dict[int, float]] = {}
@@ -183,6 +195,7 @@ def of(records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[dict[int, float]
         for name, values in {
             **_times(rounds),
             **_speculation(rounds, _draft_tokens(records)),
+            **_attending(rounds),
             **_choosing(rounds),
             **_memory(rounds),
         }.items()

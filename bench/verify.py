@@ -9,6 +9,7 @@ alone: over many claims, one in twenty of those that are just true reads as fals
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -142,14 +143,34 @@ def missing(claim: Claim) -> str:
 
 
 def examine(technique: str, claim: Claim, records: Sequence[Record]) -> Iterator[Finding]:
-    """What the records of one comparison say of a claim: one finding for each choice of arms that it speaks of."""
+    """What the records of one comparison say of a claim: one finding for each choice of arms that it speaks of.
+
+    Where the claim leaves parameters free, each side is the best of its arms, as each is tuned for itself.
+    """
     grouped: dict[str, list[Record]] = {}
     for record in records:
         grouped.setdefault(record["arm"], []).append(record)
-    fitting = [_fitting(figure, grouped.values()) for figure in claim.parsed.figures]
-    for operands in itertools.product(*fitting):
-        if _alike(claim, operands):
-            yield replace(_decide(technique, claim, operands), subject=_subject(operands))
+    fitting = [_fitting(claim, figure, grouped.values()) for figure in claim.parsed.figures]
+    alike = [operands for operands in itertools.product(*fitting) if _alike(claim, operands)]
+    for operands, tried in _tuned(claim, alike) if claim.free else ((operands, "") for operands in alike):
+        finding = _decide(technique, claim, operands)
+        yield replace(finding, reason="; ".join(filter(None, [finding.reason, tried])), subject=_subject(operands))
+
+
+def _tuned(
+    claim: Claim, choices: Iterable[Sequence[list[Record]]]
+) -> Iterator[tuple[Sequence[list[Record]], str]]:
+    """Of choices that differ in free parameters alone the best arm for each figure, and how many there were."""
+    groups: dict[str, list[Sequence[list[Record]]]] = {}
+    for operands in choices:
+        given = [arm[0]["technique"].get("parameters", {}) for arm in operands]
+        held = [{key: value for key, value in one.items() if key not in claim.free} for one in given]
+        groups.setdefault(json.dumps(held, sort_keys=True), []).append(operands)
+    for group in groups.values():
+        sides = [list({arm[0]["arm"]: arm for arm in side}.values()) for side in zip(*group, strict=True)]
+        counts = [f"{len(side)} of {_registered(side[0][0]['technique'])}" for side in sides]
+        tried = f"each the best of its settings: {', '.join(counts)}" if max(map(len, sides)) > 1 else ""
+        yield [evidence.best(figure, side) for figure, side in zip(claim.parsed.figures, sides, strict=True)], tried
 
 
 def _comparisons(run: Run) -> list[list[Record]]:
@@ -162,17 +183,18 @@ def _comparisons(run: Run) -> list[list[Record]]:
     return list(grouped.values())
 
 
-def _fitting(figure: Figure, arms: Iterable[list[Record]]) -> list[list[Record]]:
-    """The arms that a figure speaks of; the comparison's baseline alone where it is one of them."""
+def _fitting(claim: Claim, figure: Figure, arms: Iterable[list[Record]]) -> list[list[Record]]:
+    """The arms that a figure speaks of; where none is to be the best, the comparison's baseline alone if it is one."""
     fitting = [arm for arm in arms if _fits(figure, arm[0])]
+    if claim.free:
+        return fitting
     return [arm for arm in fitting if arm[0]["arm"] == arm[0]["baseline"]] or fitting
 
 
 def _fits(figure: Figure, record: Record) -> bool:
     technique = record["technique"]
     given = technique.get("parameters", {})
-    named = technique.get("registered", technique.get("name"))
-    return named == figure.arm and all(given.get(key, ...) == value for key, value in figure.parameters.items())
+    return _registered(technique) == figure.arm and all(given.get(key, ...) == value for key, value in figure.parameters.items())
 
 
 def _alike(claim: Claim, operands: Sequence[Sequence[Record]]) -> bool:
@@ -249,6 +271,11 @@ def _arm(record: Record) -> str:
 def _workload(record: Record) -> str:
     given = _told(record["workload"].get("parameters", {}))
     return f"{record['workload'].get('name')} ({given})" if given else str(record["workload"].get("name"))
+
+
+def _registered(technique: Mapping[str, Any]) -> str:
+    """The name that an arm was asked for by: that of a technique or of a preset."""
+    return str(technique.get("registered", technique.get("name")))
 
 
 def _told(parameters: Mapping[str, Any]) -> str:

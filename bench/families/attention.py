@@ -6,15 +6,45 @@ Packed as the rows of one small matrix, the queries of a group read their keys o
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, inf
 from torch import bool as bool_
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.technique import Phase, unmarked
+
 NAME = "packed_sdpa"
 FEW = 32
 """Query tokens that are packed at most; a prompt has enough rows of its own."""
+Attend = Callable[..., tuple[Tensor, None]]
+_marks: list[Phase] = [unmarked]
+
+
+@contextlib.contextmanager
+def marking(phase: Phase) -> Iterator[None]:
+    """While a model runs, its attention is a phase of its own: its modules hand no mark down to where it is computed."""
+    _marks.append(phase)
+    try:
+        yield
+    finally:
+        _marks.pop()
+
+
+def marked(attend: Attend) -> Attend:
+    """An attention function whose time `marking` tells apart, as `attention`."""
+
+    @functools.wraps(attend)
+    def measured(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        if _marks[-1] is unmarked:
+            return attend(*args, **kwargs)
+        with _marks[-1]("attention"):
+            return attend(*args, **kwargs)
+
+    return measured
 
 
 def packed_sdpa(
@@ -69,7 +99,7 @@ def pack(model: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, packed_sdpa)
+    AttentionInterface.register(NAME, marked(packed_sdpa))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     if model._can_set_attn_implementation() and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)

@@ -79,7 +79,7 @@ class Finetuning(Training):
         logits: Tensor = prepared.model(input_ids=ids, position_ids=positions, use_cache=False).logits
         return logits
 
-    def loss(self, prepared: TrainedPrepared, batch: TextBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: TextBatch) -> Tensor:
         """Mean negative log-likelihood per target, `()`."""
         if batch.positions is None:
             logits = self.logits(prepared, batch.ids)

@@ -167,7 +167,7 @@ class KVCache(Technique):
             yield Step("resume", 0)
         del read
         for _ in range(job.max_new_tokens - 1):
-            with job.phase("forward"):
+            with job.phase("forward"), attention.marking(job.phase):
                 ids = kv.read(prepared.model, ids, prepared.cache, padding=pad).argmax(-1)
             yield Step("decode", batch, tuple(row.clone() for row in ids))
         prepared.cache = None

@@ -22,6 +22,8 @@ GATE_ROWS = 2
 """Contexts that the mask oracle reads at most: of one batch, to see rows mixed up."""
 GATE_CONTEXT = 4096
 """Of a context, the first tokens that the mask oracle reads at most: its time grows with their square [tokens]."""
+LONG = 256
+"""Scored tokens from which on a continuation has a beginning and an end that are told apart [tokens]."""
 SHOWN_TOKENS = 16
 """End of a context that is shown beside its continuation [tokens]."""
 
@@ -117,6 +119,9 @@ class KVCacheWorkload(Workload):
             assert scores.divergences is not None
             assert scores.agreements is not None
             result.metrics["nll"] += (-scores.logprobs.mean(1)).tolist()
+            if self.new_tokens >= LONG:
+                first, *_, last = (-scores.logprobs).chunk(4, 1)
+                result.metrics.setdefault("nll_rise", []).extend((last.mean(1) - first.mean(1)).tolist())
             result.metrics["next_token_accuracy"] += scores.hits.float().mean(1).tolist()
             result.metrics["step_divergence"] += scores.divergences.mean(1).tolist()
             result.metrics["step_agreement"] += scores.agreements.float().mean(1).tolist()

@@ -53,6 +53,8 @@ class PreferenceBatch:
     """Log-probability of every completion under the untrained model, `(2 * pairs,)`, where it is known before."""
     held_to: Tensor | None = None
     """The same under what the technique is held to, in a step that has computed it."""
+    anchor: Tensor | None = None
+    """How far the policy is from that on average, `()`, in a step that has estimated it [nat]."""
 
     @property
     def chosen(self) -> Completions:
@@ -133,7 +135,7 @@ class Preference(Training):
         """Build the policy; before the first step it is the reference."""
 
     @abstractmethod
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         """Loss `()` of one batch, with its graph."""
 
     @torch.no_grad()

@@ -99,7 +99,7 @@ class Training(Technique):
     """Decoupled, as in AdamW."""
 
     @abstractmethod
-    def loss(self, prepared: TrainedPrepared, batch: Any) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: Any) -> Tensor:
         """Loss `()` of one batch, in float32, with its graph."""
 
     def tokens(self, batch: Any) -> int:
@@ -153,7 +153,7 @@ class Training(Technique):
         optimizer = prepared.optimizer
         assert optimizer is not None
         with phase("forward"), prepared.precision():
-            loss = self.loss(prepared, batch)
+            loss = self.batch_loss(prepared, batch)
         with phase("backward"):
             loss.backward()
         with phase("optimizer"):

@@ -89,9 +89,9 @@ class Mezo(Finetuning):
         prepared.state = direction._replace(step=direction.step + 1)
         with phase("forward"), prepared.precision():
             with moved(prepared.model, direction, self.epsilon):
-                above = self.loss(prepared, batch)
+                above = self.batch_loss(prepared, batch)
             with moved(prepared.model, direction, -self.epsilon):
-                below = self.loss(prepared, batch)
+                below = self.batch_loss(prepared, batch)
         slope = (above - below) / (2 * self.epsilon)  # (), on the device
         with phase("optimizer"):
             for place, parameter in enumerate(trained):

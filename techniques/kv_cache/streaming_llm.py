@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from bench.claim import Claim, below
+from bench.claim import Claim, at_most, below
 from bench.errors import Unsupported
 from bench.families import cache as kv
 from bench.families.kv_cache import QUERY_AGNOSTIC, KVCachePrepared
@@ -139,6 +139,18 @@ class StreamingLlm(Budgeted):
             expected=below(0.0),
             conditions={"model": "*llama-2*|*mpt-*|*falcon-*|*pythia-*", "device": "cuda"},
             workload={"name": "long_document", "context": 1024},
+        ),
+        Claim(
+            name="stable_beyond_the_window",
+            headline="StreamingLLM: the loss stays level far beyond the cache.",
+            statement="Stable on texts far longer than the cache: the loss rises no more than the full cache's.",
+            source="Xiao et al. 2024, Efficient Streaming Language Models with Attention Sinks, abstract",
+            expression="nll_rise(streaming_llm[window=124]) - nll_rise(full_cache)",
+            expected=at_most(0.1),
+            conditions={"model": "*llama-2*|*mpt-*|*falcon-*|*pythia-*", "device": "cuda"},
+            needs={"workload.new_tokens": ">=512"},
+            out_of_reach="the paper goes to four million tokens, the full cache ends with the model's context",
+            workload={"name": "long_document", "context": 512, "new_tokens": 512},
         ),
     )
     sizes: ClassVar[tuple[str, ...]] = ("ratio", "budget", "window")

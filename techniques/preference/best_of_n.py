@@ -85,5 +85,5 @@ class BestOfN(Preference):
         groups = [places[first : first + self.n] for first in places[:: self.n]]
         return [written[max(group, key=rewards.__getitem__)] for group in groups]
 
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         raise Unsupported("best_of_n trains nothing")

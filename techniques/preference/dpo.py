@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.claim import Claim, above
 from bench.errors import Unsupported
@@ -16,17 +16,16 @@ from bench.families.preference import PreferenceBatch
 from bench.families.training import TrainedPrepared
 from bench.models import Sources
 from bench.registry import register
-from bench.technique import Phase
 from techniques.preference.core import losses
-from techniques.preference.core.policy import PolicyTechnique, reference_model
+from techniques.preference.core.policy import ReferredTechnique, reference_model
 
-Objective = Literal["sigmoid", "cdpo", "robust", "ipo", "hinge", "sppo", "apo_zero", "apo_down", "discopop"]
+Loss = Literal["sigmoid", "cdpo", "robust", "ipo", "hinge", "sppo", "apo_zero", "apo_down", "discopop"]
 NOISY = ("cdpo", "robust")
 """Losses that know of wrong labels."""
 
 
 @register
-class Dpo(PolicyTechnique):
+class Dpo(ReferredTechnique):
     """Raise the chosen completion's log-ratio to the reference above the rejected one's.
 
     Differs from the paper: low-rank adapters are trained unless `policy` says otherwise, so that the reference can be
@@ -72,18 +71,18 @@ class Dpo(PolicyTechnique):
         ),
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "cdpo": {"objective": "cdpo", "label_smoothing": 0.1},
-        "robust": {"objective": "robust", "label_smoothing": 0.1},
-        "ipo": {"objective": "ipo"},
-        "hinge": {"objective": "hinge"},
-        "sppo": {"objective": "sppo"},
-        "apo_zero": {"objective": "apo_zero"},
-        "apo_down": {"objective": "apo_down"},
-        "discopop": {"objective": "discopop"},
+        "cdpo": {"loss": "cdpo", "label_smoothing": 0.1},
+        "robust": {"loss": "robust", "label_smoothing": 0.1},
+        "ipo": {"loss": "ipo"},
+        "hinge": {"loss": "hinge"},
+        "sppo": {"loss": "sppo"},
+        "apo_zero": {"loss": "apo_zero"},
+        "apo_down": {"loss": "apo_down"},
+        "discopop": {"loss": "discopop"},
         "rpo": {"nll_weight": 1.0},
     }
 
-    objective: Objective = "sigmoid"
+    loss: Loss = "sigmoid"
     """`sigmoid` is the paper's; the others put another function on the same two log-ratios (core/losses.py)."""
     beta: float = Field(default=0.1, gt=0)
     """How strongly the policy is held to the reference; the paper's default."""
@@ -100,22 +99,14 @@ class Dpo(PolicyTechnique):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         self.refuse_unfit(self.reference)
-        if self.label_smoothing and self.objective not in NOISY:
-            raise ValueError(f"label_smoothing is for {' and '.join(NOISY)}; {self.objective} does not read it")
+        if self.label_smoothing and self.loss not in NOISY:
+            raise ValueError(f"label_smoothing is for {' and '.join(NOISY)}; {self.loss} does not read it")
         return self
 
     def prepare(self, sources: Sources) -> TrainedPrepared:
         return self.start(sources, self.reference)
 
-    def update(
-        self, prepared: TrainedPrepared, trained: list[nn.Parameter], batch: PreferenceBatch, rate: float, phase: Phase
-    ) -> Tensor:
-        # before the policy's pass: what it needs is let go of before the policy's activations are kept
-        with phase("reference"), prepared.precision():
-            batch = self.referred(prepared, batch)
-        return super().update(prepared, trained, batch, rate, phase)
-
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         """Loss `()` of a batch that knows the log-probabilities under the technique's reference (`referred`)."""
         assert batch.held_to is not None
         policy = completion_logprobs(prepared.model, batch.texts)
@@ -134,8 +125,8 @@ class Dpo(PolicyTechnique):
 
     def _of_ratios(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """Loss `(pairs,)` of the log-ratios `(pairs,)`."""
-        function: Any = getattr(losses, self.objective)
-        noise = (self.label_smoothing,) if self.objective in NOISY else ()
+        function: Any = getattr(losses, self.loss)
+        noise = (self.label_smoothing,) if self.loss in NOISY else ()
         loss: Tensor = function(chosen, rejected, self.beta, *noise)
         return loss
 

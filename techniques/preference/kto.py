@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar, Self
 
 import torch
@@ -15,11 +16,11 @@ from bench.families.training import TrainedPrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.preference.core import losses
-from techniques.preference.core.policy import Held, PolicyTechnique, reference_model
+from techniques.preference.core.policy import Held, ReferredTechnique, reference_model
 
 
 @register
-class Kto(PolicyTechnique):
+class Kto(ReferredTechnique):
     """Raise the utility of wanted completions and lower that of unwanted ones.
 
     The utility's anchor is the KL divergence from the reference, estimated in every step from completions that stand
@@ -45,18 +46,29 @@ class Kto(PolicyTechnique):
     def prepare(self, sources: Sources) -> TrainedPrepared:
         return self.start(sources, self.reference)
 
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def referred(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> PreferenceBatch:
+        """The batch with the log-probability of each completion under the reference, and with the utility's anchor.
+
+        Raises:
+            Unsupported: there is no other prompt to put a completion behind.
+        """
         if batch.pairs < 2:
             raise Unsupported("its anchor needs completions behind other prompts: set workload.batch_size to 2 or more")
         others = mismatched(batch.texts)
         with reference_model(prepared) as model:
-            reference = completion_logprobs(model, batch.texts)
-            reference_others = completion_logprobs(model, others)
+            held_to = completion_logprobs(model, batch.texts)
+            held_to_others = completion_logprobs(model, others)
         with torch.no_grad():
-            anchor = (completion_logprobs(prepared.model, others) - reference_others).mean().clamp(min=0)
-        log_ratio = completion_logprobs(prepared.model, batch.texts) - reference
+            anchor = (completion_logprobs(prepared.model, others) - held_to_others).mean().clamp(min=0)
+        return replace(batch, held_to=held_to, anchor=anchor)
+
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+        """Loss `()` of a batch that has been `referred`."""
+        assert batch.held_to is not None
+        assert batch.anchor is not None
+        log_ratio = completion_logprobs(prepared.model, batch.texts) - batch.held_to
         wanted = torch.arange(len(log_ratio), device=log_ratio.device) < batch.pairs
-        return losses.kto(log_ratio, wanted, anchor, self.beta).mean()
+        return losses.kto(log_ratio, wanted, batch.anchor, self.beta).mean()
 
     @property
     def train_work(self) -> float:

@@ -28,7 +28,7 @@ class Orpo(PolicyTechnique):
     weight: float = Field(default=0.1, ge=0)
     """Of the odds ratio's loss (lambda); 0 leaves finetuning on the chosen completions."""
 
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         sums = completion_logprobs(prepared.model, batch.texts)
         chosen, rejected = (sums / batch.texts.tokens).chunk(2)
         likelihood = -sums[: batch.pairs].sum() / batch.chosen_tokens

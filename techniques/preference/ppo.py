@@ -152,7 +152,7 @@ class Ppo(PolicyTechnique):
         tokens = sum(map(len, written))
         return Experience(texts, rollout.banned, logprobs, values, ppo.whitened(gained, mask), returns, tokens)
 
-    def loss(self, prepared: TrainedPrepared, batch: Experience) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: Experience) -> Tensor:
         logprobs, values = read(prepared.model, batch.texts, batch.banned)
         mask = batch.texts.completion
         moved = ppo.clipped_objective(logprobs, batch.logprobs, batch.advantages, mask, self.clip)

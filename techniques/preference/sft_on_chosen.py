@@ -23,7 +23,7 @@ class SftOnChosen(PolicyTechnique):
     source: ClassVar[str] = "Rafailov et al. 2023, Direct Preference Optimization, section 6 (Preferred-FT)"
     baseline: ClassVar[bool] = True
 
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         return -completion_logprobs(prepared.model, batch.chosen).sum() / batch.chosen_tokens
 
     @property

@@ -30,7 +30,7 @@ class Simpo(PolicyTechnique):
     gamma: float = Field(default=1.0, ge=0)
     """Margin that the chosen completion is to win by, in units of the scaled reward."""
 
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         means = completion_logprobs(prepared.model, batch.texts) / batch.texts.tokens
         chosen, rejected = means.chunk(2)
         return losses.simpo(chosen, rejected, self.beta, self.gamma).mean()

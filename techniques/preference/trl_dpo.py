@@ -21,7 +21,7 @@ from techniques.finetuning.core.lora import refuse_rank_beyond, targeted
 from techniques.finetuning.core.peft_model import PeftPrepared
 from techniques.preference.core.policy import PolicyTechnique
 
-Objective = Literal["sigmoid", "robust", "hinge", "sppo_hard", "apo_zero", "apo_down", "discopop", "ipo"]
+Loss = Literal["sigmoid", "robust", "hinge", "sppo_hard", "apo_zero", "apo_down", "discopop", "ipo"]
 UNREAD = [{"prompt": "one", "chosen": " two", "rejected": " three"}]
 """The trainer wants a data set when it is made; it is never trained on."""
 
@@ -52,7 +52,7 @@ class TrlDpo(PolicyTechnique):
     """As of `dpo`."""
     targets: Literal["all-linear"] = "all-linear"
     """Every linear layer but the output head, on which the trainer takes no adapter."""
-    objective: Objective = "sigmoid"
+    loss: Loss = "sigmoid"
     """The trainer's `loss_type`; its `sppo_hard` is our `sppo`, and its `ipo` divides by the completions' lengths."""
     beta: float = Field(default=0.1, gt=0)
     """As of `dpo`."""
@@ -66,8 +66,8 @@ class TrlDpo(PolicyTechnique):
         self.refuse_unfit(self.reference)
         if self.reference == "copy" and self.policy == "adapters":
             raise ValueError("reference=copy needs policy=full: with adapters the trainer takes them off")
-        if self.label_smoothing and self.objective != "robust":
-            raise ValueError(f"label_smoothing is for robust; {self.objective} does not read it")
+        if self.label_smoothing and self.loss != "robust":
+            raise ValueError(f"label_smoothing is for robust; {self.loss} does not read it")
         return self
 
     def prepare(self, sources: Sources) -> TrainedPrepared:
@@ -118,7 +118,7 @@ class TrlDpo(PolicyTechnique):
             gradient_checkpointing=False,
             max_length=None,
             beta=self.beta,
-            loss_type=[self.objective],
+            loss_type=[self.loss],
             label_smoothing=self.label_smoothing,
         )
         trainer = Trainer(
@@ -148,7 +148,7 @@ class TrlDpo(PolicyTechnique):
         finally:
             prepared.state._metrics["train"].clear()
 
-    def loss(self, prepared: TrainedPrepared, batch: Collated) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: Collated) -> Tensor:
         loss: Tensor = prepared.state.compute_loss(prepared.model, batch.inputs)
         return loss
 

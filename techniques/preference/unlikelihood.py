@@ -28,7 +28,7 @@ class Unlikelihood(PolicyTechnique):
     weight: float = Field(default=0.5, ge=0, le=1)
     """Of the rejected tokens; 0 leaves finetuning on the chosen completions."""
 
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         tokens = token_logprobs(prepared.model, batch.texts)  # (2 * pairs, completion)
         chosen, rejected = tokens.chunk(2)
         unwanted = batch.texts.completion.chunk(2)[1]

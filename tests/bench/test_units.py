@@ -136,6 +136,14 @@ def test_choosing_is_counted_against_the_rest_of_the_prefill() -> None:
     assert of({"prefill": [0.8], "forward": [0.1]}) is None
 
 
+def test_attention_is_counted_per_decoding_step() -> None:
+    profile = {"kind": ["prefill", "decode", "decode"], "seconds": [1.0, 0.1, 0.1], "tokens": [1, 1, 1]}
+    phases = {"prefill": [1.0], "forward": [0.06, 0.07], "attention": [0.01, 0.02, 0.01, 0.03]}
+    part = {"round": 3, "bursts": [], "profile": {**profile, "phases": phases}}
+    found = units.of([{"rounds": [part], "quality": None, "technique": {}}])
+    assert found["attention_time"] == ({3: pytest.approx(0.035)}, "rounds")
+
+
 @pytest.mark.parametrize("seeds", [1, 3, 5])
 def test_the_size_of_a_file_has_no_items(seeds: int) -> None:
     records = [trained(seed, 1.0, 2.0) for seed in range(seeds)]

@@ -12,7 +12,7 @@ import pytest
 from fabricated import DEVICE, ENVIRONMENT, ended, record, run
 from typer.testing import CliRunner
 
-from bench import cli, trial
+from bench import cli, evidence, trial
 from bench.claim import Claim, Expected, about, above, at_least
 from bench.errors import UsageError
 from bench.registry import Entry
@@ -143,15 +143,44 @@ def test_arms_of_two_names_agree_on_what_they_share_but_for_what_is_free_or_a_pr
     asked = claim("nll(a) - nll(b)", expected=about(0.0, 1.0))
     alike = ["a2 (a=1, width=2) against b2 (b=1, width=2)", "a4 (a=1, width=4) against b4 (b=1, width=4)"]
     assert names(asked, *arms) == alike
-    assert len(names(replace(asked, free=("width",)), *arms)) == 4
     assert len(names(claim("nll(a[width=2]) - nll(b)", expected=about(0.0, 1.0)), *arms)) == 2
-    # cdpo is dpo with another objective and smoothing: it may differ in these, and in no more
-    base = made("d", "dpo", 3.0, objective="sigmoid", label_smoothing=0.0, beta=0.1)
-    smooth = made("c", "cdpo", 3.0, objective="cdpo", label_smoothing=0.1, beta=0.1)
+    # cdpo is dpo with another loss and smoothing: it may differ in these, and in no more
+    base = made("d", "dpo", 3.0, loss="sigmoid", label_smoothing=0.0, beta=0.1)
+    smooth = made("c", "cdpo", 3.0, loss="cdpo", label_smoothing=0.1, beta=0.1)
     preset = claim("nll(dpo) - nll(cdpo)", expected=about(0.0, 1.0))
     assert len(names(preset, base, smooth)) == 1
     smooth["technique"]["parameters"]["beta"] = 0.5
     assert not names(preset, base, smooth)
+
+
+def test_where_a_parameter_is_tuned_the_best_of_each_side_are_compared() -> None:
+    def made(name: str, rate: float, seconds: float, width: int = 4, **changes: Any) -> dict[str, Any]:
+        technique = {"name": name, "parameters": {"rate": rate, "width": width}, "trains": False}
+        return record(f"{name}{rate}", seconds=seconds, technique=technique, baseline="base1", **changes)
+
+    bases = [made("base", 1, 3.0), made("base", 2, 2.0), made("base", 3, 2.5)]
+    arms = [made("arm", 1, 9.0), made("arm", 2, 1.5)]
+    asked = claim(free=("rate",))
+    found = one(asked, *bases, *arms)
+    assert found.subject.startswith("base2 (rate=2, width=4) against arm2 (rate=2"), "not the comparison's baseline"
+    assert found.reason == "6 rounds; each the best of its settings: 3 of base, 2 of arm"
+    # an arm that failed is nobody's best, and is told where it is the only one
+    failed = made("arm", 3, 0.1, status="failed", reason="it broke")
+    assert one(asked, *bases, *arms, failed).value == found.value
+    assert "it broke" in one(asked, *bases, failed).reason
+    # what is not free is not chosen
+    apart = list(examine("arm", asked, [*bases, *arms, made("base", 4, 1.0, width=8), made("arm", 4, 1.0, width=8)]))
+    assert [one.subject.split(" ")[0] for one in apart] == ["base2", "base4"]
+    assert apart[0].value == found.value
+
+
+def test_the_best_is_by_the_figures_own_direction() -> None:
+    arms = [[record(name, nll=nll)] for name, nll in (("a", 3.0), ("b", 2.0), ("c", 2.5))]
+    for arm in arms:
+        arm[0]["quality"]["metrics"]["next_token_accuracy"] = arm[0]["quality"]["metrics"]["nll"]
+    lower, higher = (claim(f"{name}(arm)").parsed.figures[0] for name in ("nll", "next_token_accuracy"))
+    assert evidence.best(lower, arms)[0]["arm"] == "b"
+    assert evidence.best(higher, arms)[0]["arm"] == "a"
 
 
 def test_the_comparisons_baseline_stands_for_its_technique() -> None:

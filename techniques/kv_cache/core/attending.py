@@ -106,6 +106,6 @@ def link(model: Any) -> None:
     text = model.config.get_text_config(decoder=True)
     if getattr(text, "attn_logit_softcapping", None) is not None:
         raise Unsupported("attention with capped logits (attn_logit_softcapping) is not supported by such a cache")
-    AttentionInterface.register(NAME, linked_sdpa)
+    AttentionInterface.register(NAME, attention.marked(linked_sdpa))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -14,6 +15,7 @@ from bench.families.completions import Completions, completion_logits
 from bench.families.preference import Preference, PreferenceBatch
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
+from bench.technique import Phase
 from techniques.finetuning.core.blockwise import Format
 from techniques.finetuning.core.building import quantised_model
 from techniques.finetuning.core.lora import Targets, adapters_off, attach
@@ -105,6 +107,22 @@ class PolicyTechnique(Preference):
             raise ValueError("reference=precomputed is of the 16-bit model; a policy=4bit needs adapters_off or copy")
         if reference == "model" and self.policy == "4bit":
             raise ValueError("reference=model is held in 16 bits; a policy=4bit needs adapters_off or copy")
+
+
+class ReferredTechnique(PolicyTechnique):
+    """Base of those whose loss asks what the reference makes of a step's texts: a phase of its own."""
+
+    @abstractmethod
+    def referred(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> PreferenceBatch:
+        """The batch with `held_to`: the log-probability of each completion under the technique's reference."""
+
+    def update(
+        self, prepared: TrainedPrepared, trained: list[nn.Parameter], batch: PreferenceBatch, rate: float, phase: Phase
+    ) -> Tensor:
+        # before the policy's pass: what it needs is let go of before the policy's activations are kept
+        with phase("reference"), prepared.precision():
+            batch = self.referred(prepared, batch)
+        return super().update(prepared, trained, batch, rate, phase)
 
 
 @contextlib.contextmanager

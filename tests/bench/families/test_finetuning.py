@@ -29,9 +29,9 @@ class Everything(Finetuning):
     def prepare(self, sources: Sources) -> TrainedPrepared:
         return self.trained(sharpened(sources.target))
 
-    def loss(self, prepared: TrainedPrepared, batch: TextBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: TextBatch) -> Tensor:
         type(self).calls += 1
-        loss = super().loss(prepared, batch)
+        loss = super().batch_loss(prepared, batch)
         return loss * torch.nan if type(self).calls - 1 == self.broken_at else loss
 
 
@@ -68,7 +68,7 @@ def test_loss_is_the_librarys(name: str):
     labels[2, -4:] = IGNORED
     model: Any = prepared.model
     for target in (ids, labels):
-        ours = technique.loss(prepared, TextBatch(ids, target, 0))
+        ours = technique.batch_loss(prepared, TextBatch(ids, target, 0))
         torch.testing.assert_close(ours, model(input_ids=ids, labels=target).loss)
 
 

@@ -108,6 +108,19 @@ def test_divergence_from_the_full_cache_by_hand():
     assert torch.equal(scores.agreements, own.argmax(-1) == plain.argmax(-1))
 
 
+def test_the_rise_of_a_long_continuation_is_its_end_less_its_beginning():
+    workload = Counting(context=20, new_tokens=256, items=2, timed_contexts=1)
+    technique = FullCache()
+    found = score(technique, workload)
+    prepared = technique.prepare(Sources(SOURCE))
+    ids = torch.tensor(workload.build(Sources(SOURCE), 0)["scored"])
+    losses = -technique.logprobs(prepared, ids, 20)
+    expected = losses[:, 192:].mean(1) - losses[:, :64].mean(1)
+    assert found.metrics["nll_rise"] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert abs(found.metrics["nll_rise"][0]) > 1e-3
+    assert "nll_rise" not in score(technique).metrics, "a short one has no such ends"
+
+
 def test_a_question_is_read_one_by_one_behind_the_eviction():
     technique = StreamingLlm(window=8)
     prepared = technique.prepare(Sources(SOURCE))

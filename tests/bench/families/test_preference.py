@@ -152,7 +152,7 @@ class Likelihood(Preference):
     def prepare(self, sources: Sources) -> TrainedPrepared:
         return self.trained(sharpened(sources.target.name))
 
-    def loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
         chosen, rejected = completion_logprobs(prepared.model, batch.texts).chunk(2)
         loss = (rejected - chosen).mean()
         return loss + (torch.inf if self.explode else 0)

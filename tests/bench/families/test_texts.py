@@ -90,9 +90,9 @@ def test_padding_and_packing_change_no_loss(name: str):
     expected = by_hand(technique, arm)
     padded, together = collate([[t] for t in TEXTS], "cpu"), collate([TEXTS[:2], TEXTS[2:]], "cpu", 10)
     for batch in (padded, together):
-        torch.testing.assert_close(technique.loss(arm, batch).detach(), expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(technique.batch_loss(arm, batch).detach(), expected, atol=2e-5, rtol=1e-5)
     # without positions the second text would attend to the first
-    leaking = technique.loss(arm, together._replace(positions=None)).detach()
+    leaking = technique.batch_loss(arm, together._replace(positions=None)).detach()
     assert abs(float(leaking - expected)) > 1e-3
 
 
@@ -103,7 +103,7 @@ def test_packing_changes_no_gradient(name: str):
     for rows, length in ([[t] for t in TEXTS], 0), ([TEXTS], 14):
         torch.manual_seed(0)
         arm = technique.prepare(Sources(Source(name)))
-        technique.loss(arm, collate(rows, "cpu", length)).backward()
+        technique.batch_loss(arm, collate(rows, "cpu", length)).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in arm.trainable if p.grad is not None]))
     assert gradients[0].abs().max() > 0
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-6, rtol=1e-4)
@@ -113,7 +113,7 @@ def test_a_technique_that_knows_no_packing_says_so():
     technique = PeftAdapter(method="prompt_tuning")
     arm = technique.prepare(Sources(Source("tiny:llama")))
     with pytest.raises(Unsupported, match="set packing=false"):
-        technique.loss(arm, collate([TEXTS], "cpu"))
+        technique.batch_loss(arm, collate([TEXTS], "cpu"))
 
 
 def test_whole_texts():

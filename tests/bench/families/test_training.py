@@ -52,7 +52,7 @@ class Regression(Training):
     def prepare(self, sources: Sources | None = None) -> TrainedPrepared:
         return self.trained(self.network())
 
-    def loss(self, prepared: TrainedPrepared, batch: Batch) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: Batch) -> Tensor:
         loss = nn.functional.mse_loss(prepared.model(batch.x), batch.y)
         return loss * torch.inf if self.blow_up else loss
 
@@ -252,9 +252,9 @@ class Slow(Regression):
 
     clock: Any
 
-    def loss(self, prepared: TrainedPrepared, batch: Any) -> Tensor:
+    def batch_loss(self, prepared: TrainedPrepared, batch: Any) -> Tensor:
         self.clock.now += 1.0
-        return super().loss(prepared, batch)
+        return super().batch_loss(prepared, batch)
 
 
 class Clock:

@@ -73,9 +73,9 @@ def test_a_cache_that_is_named_is_no_leak() -> None:
 class LeakyLora(Lora):
     """Keeps 1 MiB more for every batch."""
 
-    def loss(self, prepared: Any, batch: Any) -> torch.Tensor:
+    def batch_loss(self, prepared: Any, batch: Any) -> torch.Tensor:
         prepared.state = [*(prepared.state or []), torch.ones(MIB, dtype=torch.uint8)]
-        return super().loss(prepared, batch)
+        return super().batch_loss(prepared, batch)
 
 
 def batches(count: int) -> FinetuningJob:

@@ -50,7 +50,7 @@ def test_a_step_is_the_papers(name: str):
 def test_the_slope_is_that_along_the_direction():
     technique = Mezo(epsilon=1e-3)
     arm = prepared(technique)
-    technique.loss(arm, BATCH).backward()
+    technique.batch_loss(arm, BATCH).backward()
     direction = Direction(7, 3)
     pairs = enumerate(arm.model.parameters())
     exact = sum(float((p.grad * direction.of(place, p)).sum()) for place, p in pairs)
@@ -58,7 +58,7 @@ def test_the_slope_is_that_along_the_direction():
     with torch.no_grad():
         for epsilon in (1e-3, -1e-3):
             with moved(arm.model, direction, epsilon):
-                found.append(float(technique.loss(arm, BATCH)))
+                found.append(float(technique.batch_loss(arm, BATCH)))
     assert (found[0] - found[1]) / 2e-3 == pytest.approx(exact, rel=0.02)
 
 
@@ -162,7 +162,7 @@ def test_holds_the_weights_and_nothing_else():
 def test_learns_where_the_slope_tells():
     technique = Mezo(learning_rate=3e-4, warmup_steps=0)
     arm = prepared(technique)
-    start = float(technique.loss(arm, BATCH).detach())
+    start = float(technique.batch_loss(arm, BATCH).detach())
     for _ in range(12):
         losses(technique, arm)
-    assert float(technique.loss(arm, BATCH).detach()) < start - 0.02
+    assert float(technique.batch_loss(arm, BATCH).detach()) < start - 0.02

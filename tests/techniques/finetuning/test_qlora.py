@@ -120,7 +120,7 @@ def test_checkpointing_changes_no_number_and_saves_activations(name: str):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            technique.loss(arm, JOB.batches[0])
+            technique.batch_loss(arm, JOB.batches[0])
         saved.append(sum(kept))
         curves.append(losses(technique, arm))
     assert curves[0] == curves[1]

@@ -14,10 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench import registry
 from bench.errors import Unsupported
+from bench.families import attention
 from bench.families import cache as kv
 from bench.families.kv_cache import QUERY_AGNOSTIC, QUERY_AWARE, KVCacheJob
 from bench.models import Source, Sources
 from bench.probes.clock import PhaseClock
+from bench.technique import unmarked
 
 registry.load_plugins()
 ALL = [entry for entry in registry.techniques.values() if entry.cls.family == "kv_cache" and not entry.is_preset]
@@ -144,6 +146,18 @@ def test_what_choosing_takes_is_a_phase_of_its_own(name: str) -> None:
     assert len(clock.seconds["prefill"]) == 1
     # snapkv lets go behind the prompt only; the others behind every token, in each of 3 layers
     assert len(clock.seconds.get("evict", [])) == (0 if name == "snapkv" else 3 * 4)
+
+
+@pytest.mark.parametrize("entry", ALL, ids=lambda entry: entry.name)
+def test_attention_is_a_phase_of_its_own_when_decoding(entry: Any) -> None:
+    technique = small(entry)
+    prepared = technique.prepare(Sources(Source("tiny:llama")))
+    clock = PhaseClock("cpu")
+    for _ in technique.steps(prepared, KVCacheJob(contexts=IDS[:, :CONTEXT], max_new_tokens=5, phase=clock)):
+        assert attention._marks == [unmarked], "the mark of a pass does not outlive it"
+    # one per layer and decoding step, none of the prefill; the library's own attention is not ours to mark
+    assert len(clock.seconds.get("attention", [])) == (0 if entry.name == "hf_dynamic" else 3 * 4)
+    assert len(clock.seconds["forward"]) == 4
 
 
 @pytest.mark.parametrize("entry", ALL, ids=lambda entry: entry.name)

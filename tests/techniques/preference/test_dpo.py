@@ -41,7 +41,7 @@ def arm(name: str = "tiny:llama", **values: Any) -> tuple[Dpo, TrainedPrepared]:
 
 
 def loss_of(technique: Dpo, prepared: TrainedPrepared, batch: PreferenceBatch) -> Tensor:
-    return technique.loss(prepared, technique.referred(prepared, batch))
+    return technique.batch_loss(prepared, technique.referred(prepared, batch))
 
 
 def gradients(prepared: TrainedPrepared, loss: Tensor) -> list[Tensor]:
@@ -238,8 +238,8 @@ def test_no_logits_are_made_for_prompts(name: str, reference: str):
 
 def test_label_smoothing_is_refused_where_it_is_not_read():
     with pytest.raises(ValidationError, match="label_smoothing is for cdpo and robust"):
-        Dpo(objective="hinge", label_smoothing=0.1)
-    assert Dpo(objective="cdpo", label_smoothing=0.1).label_smoothing == 0.1
+        Dpo(loss="hinge", label_smoothing=0.1)
+    assert Dpo(loss="cdpo", label_smoothing=0.1).label_smoothing == 0.1
 
 
 STARTS = {
@@ -284,7 +284,7 @@ def test_nothing_is_left_on_between_steps():
 
 
 def test_parameters_survive_json():
-    technique = Dpo(beta=0.5, reference="copy", targets=("q_proj",), objective="ipo")
+    technique = Dpo(beta=0.5, reference="copy", targets=("q_proj",), loss="ipo")
     assert Dpo.model_validate_json(technique.model_dump_json()) == technique
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from bench.families.preference import Pair, Preference, PreferenceJob, collate
 from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
 from techniques.finetuning.core.lora import LoraLinear
+from techniques.preference.core.policy import ReferredTechnique
 from techniques.preference.kto import Kto, mismatched
 from techniques.preference.orpo import Orpo
 from techniques.preference.sft_on_chosen import SftOnChosen
@@ -50,8 +53,14 @@ def alone(model: Any, prompt: list[int], completion: list[int]) -> list[float]:
     return logits.double().log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0].tolist()
 
 
+def graph(technique: Preference, policy: TrainedPrepared, batch: Any = BATCH) -> torch.Tensor:
+    if isinstance(technique, ReferredTechnique):
+        batch = technique.referred(policy, batch)
+    return technique.batch_loss(policy, batch)
+
+
 def loss(technique: Preference, policy: TrainedPrepared, batch: Any = BATCH) -> float:
-    return float(technique.loss(policy, batch).detach())
+    return float(graph(technique, policy, batch).detach())
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -91,7 +100,7 @@ def test_kto_is_trls(tmp_path: Path):
     with torch.no_grad():
         apart = completion_logprobs(policy.model, others) - completion_logprobs(policy.helpers[0], others)
     assert float(apart.mean()) > 0.1
-    loss_of_ours = technique.loss(policy, BATCH)
+    loss_of_ours = graph(technique, policy)
     ours = torch.autograd.grad(loss_of_ours, policy.trainable)
     tokenizer = Source("tiny:llama").tokenizer
     trainer = KTOTrainer(
@@ -167,7 +176,25 @@ def test_mismatched_texts_are_whole_completions_behind_other_prompts():
 def test_kto_says_what_it_needs():
     technique = Kto()
     with pytest.raises(Unsupported, match="batch_size"):
-        technique.loss(prepared(technique), collate(PAIRS[:1], "cpu"))
+        technique.referred(prepared(technique), collate(PAIRS[:1], "cpu"))
+
+
+def test_a_step_of_kto_refers_before_its_one_pass_with_a_gradient():
+    technique = Kto()
+    policy = prepared(technique)
+    inside: list[str] = []
+    passes: list[tuple[str, bool]] = []
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        inside.append(name)
+        yield
+        inside.remove(name)
+
+    policy.model.register_forward_pre_hook(lambda *_: passes.append((*inside, torch.is_grad_enabled())))
+    list(technique.steps(policy, PreferenceJob(batches=(BATCH,), phase=phase)))
+    # the texts and the mismatched ones under the reference, the mismatched ones under the policy
+    assert passes == [("reference", False)] * 3 + [("forward", True)]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -233,7 +260,7 @@ def test_unlikelihood_lowers_the_rejected_tokens():
 
 
 def gradients(technique: Preference, policy: TrainedPrepared, batch: Any) -> list[torch.Tensor]:
-    return list(torch.autograd.grad(technique.loss(policy, batch), policy.trainable))
+    return list(torch.autograd.grad(graph(technique, policy, batch), policy.trainable))
 
 
 @pytest.mark.parametrize("technique", [Kto(), Simpo(), Orpo(weight=1.0), Unlikelihood(), SftOnChosen()])

@@ -144,7 +144,7 @@ def test_loss_is_the_clipped_objective_and_the_weighted_loss_of_values():
             clipped += near != value
     expected = -sum(moved) / len(moved) + 0.3 * sum(missed) / len(missed)
     assert clipped > 0
-    assert float(technique.loss(prepared, found).detach()) == pytest.approx(expected, abs=1e-4)
+    assert float(technique.batch_loss(prepared, found).detach()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_step_is_a_batch_with_all_its_epochs():

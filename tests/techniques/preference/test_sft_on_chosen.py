@@ -33,7 +33,7 @@ def test_loss_is_the_librarys_on_the_completions(name: str):
         labels[0, : len(pair["prompt"])] = -100
         total += float(model(input_ids=text, labels=labels).loss.detach()) * len(pair["chosen"])
         count += len(pair["chosen"])
-    loss = technique.loss(prepared, collate(PAIRS, "cpu"))
+    loss = technique.batch_loss(prepared, collate(PAIRS, "cpu"))
     assert float(loss.detach()) == pytest.approx(total / count, abs=1e-5)
 
 

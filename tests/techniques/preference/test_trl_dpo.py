@@ -23,12 +23,12 @@ from techniques.preference.trl_dpo import TrlDpo
 needs_trl = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed: the extra `trl`")
 OURS = {
     "sigmoid": {},
-    "robust": {"objective": "robust", "label_smoothing": 0.2},
-    "hinge": {"objective": "hinge"},
-    "sppo_hard": {"objective": "sppo"},
-    "apo_zero": {"objective": "apo_zero"},
-    "apo_down": {"objective": "apo_down"},
-    "discopop": {"objective": "discopop"},
+    "robust": {"loss": "robust", "label_smoothing": 0.2},
+    "hinge": {"loss": "hinge"},
+    "sppo_hard": {"loss": "sppo"},
+    "apo_zero": {"loss": "apo_zero"},
+    "apo_down": {"loss": "apo_down"},
+    "discopop": {"loss": "discopop"},
 }
 
 
@@ -64,15 +64,15 @@ def at_a_batch(technique: Any, prepared: TrainedPrepared) -> tuple[Tensor, list[
         batch = technique._collated(prepared.state, batch)
     else:
         batch = technique.referred(prepared, batch)
-    loss = technique.loss(prepared, batch)
+    loss = technique.batch_loss(prepared, batch)
     return loss.detach(), list(torch.autograd.grad(loss, prepared.trainable))
 
 
 @needs_trl
-@pytest.mark.parametrize("objective", OURS)
-def test_loss_and_gradient_are_ours(objective: str):
-    theirs = {"objective": objective, "label_smoothing": OURS[objective].get("label_smoothing", 0.0)}
-    (loss, gradients), (own, others) = (at_a_batch(*arm) for arm in pair_of_arms("tiny:llama", theirs, OURS[objective]))
+@pytest.mark.parametrize("name", OURS)
+def test_loss_and_gradient_are_ours(name: str):
+    theirs = {"loss": name, "label_smoothing": OURS[name].get("label_smoothing", 0.0)}
+    (loss, gradients), (own, others) = (at_a_batch(*arm) for arm in pair_of_arms("tiny:llama", theirs, OURS[name]))
     torch.testing.assert_close(loss, own, atol=1e-5, rtol=1e-5)
     for one, other in zip(gradients, others, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
@@ -107,7 +107,7 @@ def test_a_full_policy_is_held_to_its_copy():
 
 @needs_trl
 def test_ipo_divides_by_the_lengths_where_ours_sums():
-    theirs, (ours, own) = pair_of_arms("tiny:llama", {"objective": "ipo"}, {"objective": "ipo"})
+    theirs, (ours, own) = pair_of_arms("tiny:llama", {"loss": "ipo"}, {"loss": "ipo"})
     batch = ours.referred(own, collate(PAIRS, "cpu"))
     gained = ours.logprobs(own, batch.texts) - batch.held_to
     sums, means = (losses.ipo(*ratios.chunk(2), 0.1).mean() for ratios in (gained, gained / batch.texts.tokens))
