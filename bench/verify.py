@@ -157,9 +157,7 @@ def examine(technique: str, claim: Claim, records: Sequence[Record]) -> Iterator
         yield replace(finding, reason="; ".join(filter(None, [finding.reason, tried])), subject=_subject(operands))
 
 
-def _tuned(
-    claim: Claim, choices: Iterable[Sequence[list[Record]]]
-) -> Iterator[tuple[Sequence[list[Record]], str]]:
+def _tuned(claim: Claim, choices: Iterable[Sequence[list[Record]]]) -> Iterator[tuple[Sequence[list[Record]], str]]:
     """Of choices that differ in free parameters alone the best arm for each figure, and how many there were."""
     groups: dict[str, list[Sequence[list[Record]]]] = {}
     for operands in choices:
@@ -194,7 +192,9 @@ def _fitting(claim: Claim, figure: Figure, arms: Iterable[list[Record]]) -> list
 def _fits(figure: Figure, record: Record) -> bool:
     technique = record["technique"]
     given = technique.get("parameters", {})
-    return _registered(technique) == figure.arm and all(given.get(key, ...) == value for key, value in figure.parameters.items())
+    return _registered(technique) == figure.arm and all(
+        given.get(key, ...) == value for key, value in figure.parameters.items()
+    )
 
 
 def _alike(claim: Claim, operands: Sequence[Sequence[Record]]) -> bool:

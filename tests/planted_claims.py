@@ -149,9 +149,18 @@ PLANTED: Mapping[tuple[str, str], tuple[Figures, Figures]] = {
         {"streaming_llm[window=124]": 0.02, "full_cache": 0.0},
         {"streaming_llm[window=124]": 3.0, "full_cache": 0.0},
     ),
-    ("kivi", "peak"): ({"kivi[bits=2,group=32,residual=128]": GIB, "full_cache": 2.6 * GIB}, {"kivi[bits=2,group=32,residual=128]": 2.6 * GIB, "full_cache": GIB}),
-    ("kivi", "bytes"): ({"kivi[bits=2,group=32,residual=128]": GIB, "full_cache": 5.3 * GIB}, {"kivi[bits=2,group=32,residual=128]": GIB, "full_cache": 2 * GIB}),
-    ("kivi", "quality"): ({"kivi[bits=2,group=32,residual=128]": 2.5, "full_cache": 2.5}, {"kivi[bits=2,group=32,residual=128]": 2.6, "full_cache": 2.5}),
+    ("kivi", "peak"): (
+        {"kivi[bits=2,group=32,residual=128]": GIB, "full_cache": 2.6 * GIB},
+        {"kivi[bits=2,group=32,residual=128]": 2.6 * GIB, "full_cache": GIB},
+    ),
+    ("kivi", "bytes"): (
+        {"kivi[bits=2,group=32,residual=128]": GIB, "full_cache": 5.3 * GIB},
+        {"kivi[bits=2,group=32,residual=128]": GIB, "full_cache": 2 * GIB},
+    ),
+    ("kivi", "quality"): (
+        {"kivi[bits=2,group=32,residual=128]": 2.5, "full_cache": 2.5},
+        {"kivi[bits=2,group=32,residual=128]": 2.6, "full_cache": 2.5},
+    ),
     # preference
     ("dpo", "frontier_above_preferred_ft"): ({"dpo": 0.8, "sft_on_chosen": 0.6}, {"dpo": 0.6, "sft_on_chosen": 0.8}),
     ("dpo", "frontier_above_ppo"): ({"dpo": 0.8, "ppo": 0.6}, {"dpo": 0.6, "ppo": 0.8}),

@@ -132,7 +132,7 @@ def test_an_arm_that_two_claims_write_differently_is_run_once() -> None:
 
 
 def test_a_claim_that_is_not_measured_says_what_it_needs() -> None:
-    (found,) = ledger([registry.techniques["streaming_llm"]], [])
+    found, _ = ledger([registry.techniques["streaming_llm"]], [])
     assert found.outcome is Outcome.UNTESTABLE
     assert "streaming_llm beside window_attention" in found.reason
     assert "device cuda" in found.reason

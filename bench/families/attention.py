@@ -26,7 +26,7 @@ _marks: list[Phase] = [unmarked]
 
 @contextlib.contextmanager
 def marking(phase: Phase) -> Iterator[None]:
-    """While a model runs, its attention is a phase of its own: its modules hand no mark down to where it is computed."""
+    """While a model runs, its attention is a phase of its own: the modules between hand no mark down to it."""
     _marks.append(phase)
     try:
         yield

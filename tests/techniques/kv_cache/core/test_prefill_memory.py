@@ -79,9 +79,9 @@ def peak(technique: Any, model: Any) -> tuple[int, int]:
     with torch.inference_mode(), watch:
         kv.read(model, ids, cache)
     model.set_attn_implementation("sdpa")
-    # what is left is what the cache says that it holds, and a few positions
+    # what is left is what the cache says that it holds, and a few positions in every layer
     held = kv.held_bytes(cache)
-    assert 0 < held <= watch.total < held + 10_000
+    assert 0 < held <= watch.total < held + 2_500 * len(cache.layers)
     return watch.highest, held
 
 
@@ -110,4 +110,5 @@ def test_the_peak_falls_by_what_is_not_held(technique: Any, mostly_cache: tuple[
     assert held > 0.75 * most
     lower, kept = peak(technique, model)
     assert kept < 0.6 * held
-    assert most - lower > 0.85 * (held - kept)
+    # but for what choosing or rounding takes of the last layer
+    assert most - lower > 0.8 * (held - kept)
