@@ -95,6 +95,9 @@ def _check(figure: Figure, arm: Sequence[Record]) -> None:
             raise Broken(f"{record['arm']} is invalid, its speed and memory are withheld: {outcome.reason(record)}")
         if metric is not None and metric.axis == "quality" and (record["model"] or {}).get("random"):
             raise NoFigure("random weights have no quality; run it on a trained model")
+        for note in (record["quality"] or {}).get("notes") or {}:
+            if figure.quantity in note:
+                raise NoFigure(f"{record['arm']} under seed {record['seed']}: {note}")
 
 
 def _values(figure: Figure, arm: Sequence[Record]) -> tuple[dict[int, float], stats.Unit]:

@@ -24,6 +24,8 @@ from bench.outcome import Record
 from bench.store import Run
 from bench.technique import Technique
 
+TRAININGS = 3
+"""Trained models of an arm at least: what one training came to says little of the next."""
 CLOCKED = {"s", "s/token", "tokens/s"}
 """Units of what a clock measured: it never reads the same twice."""
 
@@ -229,6 +231,8 @@ def _decide(technique: str, claim: Claim, operands: Sequence[list[Record]]) -> F
         return replace(finding, reason="all times alike to the last digit: the clock is suspicious")
     holds = claim.expected.holds(low, high)
     note = _note(estimate, exact, operands)
+    if estimate.unit == "items" and operands[0][0]["technique"].get("trains") and len(operands[0]) < TRAININGS:
+        return replace(finding, reason=f"{note}, {TRAININGS} trainings at least say more than chance", thin=True)
     if holds is None:
         return replace(finding, reason=f"the interval is on both sides of {claim.expected}; {note}")
     elsewhere = [*claims.unmet(claim.conditions, found), *filter(None, [claim.out_of_reach])]

@@ -56,7 +56,8 @@ class Quality:
     """Totals of what the steps counted: drafted, accepted, kept ..."""
     gates: list[Gate] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
-    """What the reader is to know of the items, as what was cut or left out, and what to do about it."""
+    """What the reader is to know of the items, as what was cut or left out, and what to do about it. A note that names
+    a metric says that its figure stands for something else: no claim is decided by it."""
 
     train_seconds: float | None = None
     """That the training's steps took, without what was scored between them; None where nothing was trained [s]."""

@@ -183,7 +183,12 @@ def records(claim: Claim, figures: Figures, fits: bool = True) -> list[dict[str,
         assert value is not None, f"{claim.name}: no figure is planted for {written}"
         record = made.setdefault(written, _arm(figure, claim, fits))
         _plant(record, figure, value)
-    return list(made.values())
+    # one training says little of the next: what is trained is trained three times
+    return [
+        {**record, "seed": seed, "cell": f"{record['cell']}.seed{seed}"}
+        for record in made.values()
+        for seed in range(3 if record["technique"]["trains"] else 1)
+    ]
 
 
 def _written(figure: Figure) -> str:

@@ -66,7 +66,7 @@ class Dpo(ReferredTechnique):
             expected=above(1.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
             out_of_reach="the paper's reviews and classifier are no workload of this program",
-            free=("learning_rate", "beta", "reference"),
+            free=("learning_rate", "beta"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
     )

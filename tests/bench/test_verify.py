@@ -152,6 +152,35 @@ def test_arms_of_two_names_agree_on_what_they_share_but_for_what_is_free_or_a_pr
     assert not names(preset, base, smooth)
 
 
+def test_a_figure_that_stands_for_something_else_decides_nothing() -> None:
+    base, arm = record("base", nll=3.0), record("arm", nll=2.0)
+    asked = claim("nll(arm) - nll(base)", expected=Expected(high=0.0), free=("rate",))
+    assert one(asked, base, arm).outcome is Outcome.REPRODUCED
+    arm["quality"]["notes"] = {"too short: nll is that of its beginning": "take more"}
+    found = one(asked, base, arm)
+    assert found.outcome is Outcome.UNTESTABLE
+    assert found.reason == "arm under seed 0: too short: nll is that of its beginning"
+    # and it is nobody's best
+    other = record("other", nll=2.5, technique={**arm["technique"], "parameters": {"k": 1, "rate": 2}})
+    assert one(asked, base, arm, other).subject.startswith("other")
+
+
+def test_one_training_decides_nothing() -> None:
+    def trained(seed: int) -> list[dict[str, Any]]:
+        technique = {"name": "arm", "parameters": {}, "trains": True}
+        base = {"name": "base", "parameters": {}, "trains": True}
+        return [
+            record("base", nll=3.0, technique=base, seed=seed, salt=str(seed)),
+            record("arm", nll=2.0, technique=technique, seed=seed, salt=str(seed)),
+        ]
+
+    asked = claim("nll(arm) - nll(base)", expected=Expected(high=0.0))
+    found = one(asked, *trained(0), *trained(1))
+    assert (found.outcome, found.thin) == (Outcome.INCONCLUSIVE, True)
+    assert found.reason == "100 items of 2 trained models, 3 trainings at least say more than chance"
+    assert one(asked, *trained(0), *trained(1), *trained(2)).outcome is Outcome.REPRODUCED
+
+
 def test_where_a_parameter_is_tuned_the_best_of_each_side_are_compared() -> None:
     def made(name: str, rate: float, seconds: float, width: int = 4, **changes: Any) -> dict[str, Any]:
         technique = {"name": name, "parameters": {"rate": rate, "width": width}, "trains": False}
