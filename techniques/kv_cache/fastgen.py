@@ -127,9 +127,9 @@ def _pruned(name: str, recovery: float, percent: float, headline: str = "") -> C
     return Claim(
         name=name,
         headline=headline,
-        statement=f"With {100 * recovery:.0f} % recovered, {percent} % of the cache is pruned.",
+        statement=f"With {100 * recovery:.0f} % recovered, {percent} % of the cache's tokens are pruned.",
         source="Ge et al. 2024, FastGen, table 1 (7B)",
-        expression=f"kv_cache_bytes(fastgen[recovery={recovery}]) / kv_cache_bytes(full_cache)",
+        expression=f"counts.kept_tokens(fastgen[recovery={recovery}]) / counts.kept_tokens(full_cache)",
         expected=about(1 - percent / 100, 0.03),
         conditions={"model": "*llama-7b*", "device": "cuda", "workload.context": "512"},
         needs={"weights": "trained|on a 4-bit grid"},
@@ -147,7 +147,7 @@ def _costs_more(part: Part, than: Part) -> Claim:
             f"Leaving out {words[0]} costs more than leaving out {words[1]}: {percent[0]} % and {percent[1]} % pruned."
         ),
         source="Ge et al. 2024, FastGen, ablation of policies (T = .98, 65B)",
-        expression=" / ".join(f"kv_cache_bytes({arm})" for arm in arms),
+        expression=" / ".join(f"counts.kept_tokens({arm})" for arm in arms),
         expected=above(1.0),
         conditions={"model": "*llama-65b*", "device": "cuda"},
         needs={"weights": "trained|on a 4-bit grid"},
@@ -222,7 +222,8 @@ class FastGen(KVCache):
             statement="Without frequent tokens in the chain the cache is larger: 21.3 % pruned, not 36.0 %.",
             source="Ge et al. 2024, FastGen, ablation of policies (T = .98, 65B)",
             expression=(
-                "kv_cache_bytes(fastgen_without_frequent[recovery=0.98]) / kv_cache_bytes(fastgen[recovery=0.98])"
+                "counts.kept_tokens(fastgen_without_frequent[recovery=0.98]) / "
+                "counts.kept_tokens(fastgen[recovery=0.98])"
             ),
             expected=above(1.0),
             conditions={"model": "*llama-65b*", "device": "cuda"},
