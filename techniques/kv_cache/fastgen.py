@@ -44,6 +44,8 @@ class FastGenLayer(RaggedLayer):
         self.marks_new = False
         self.every = self.left = 0
         """Tokens between two evictions, and those that come before the next [tokens]."""
+        self.block = 0
+        """Free slots that a head is given at once: more than `every` where that is little, since it copies the layer."""
         self.queries: list[Tensor] = []
         """Of the tokens since the last one, `(batch, kv_heads, group, head_dim)` each, where a head needs marks."""
 
@@ -59,11 +61,13 @@ class FastGenLayer(RaggedLayer):
         kinds = self.kinds[:, None].expand_as(positions)
         seen = Seen(self.index, tokens, tokens, query, keys, values, positions, scaling)
         self.policies, kept, marks = self.technique.profile(seen, kinds)
-        self.every = self.left = self.technique.every or max(16, tokens // 32)
+        seldom = max(16, tokens // 32)
+        self.every = self.left = self.technique.every or seldom
+        self.block = max(self.every, seldom)
         full = self._full()
         self.evicts = not bool(full.all())
-        until_evicted = min(self.left, self.new_tokens)
-        rooms = torch.tensor([[self.new_tokens if whole else until_evicted for whole in row] for row in full.tolist()])
+        block = min(self.block, self.new_tokens)
+        rooms = torch.tensor([[self.new_tokens if whole else block for whole in row] for row in full.tolist()])
         index = [[head.nonzero()[:, 0] for head in row] for row in kept]
         order = self.technique.order
         frequent = self.policies > order.index("frequent") if "frequent" in order else torch.zeros_like(full)
@@ -111,7 +115,7 @@ class FastGenLayer(RaggedLayer):
         free = self.capacities - self.lengths
         full = self._full().cpu()  # they have room for everything
         if bool(((free < self.left) & ~full).any()):
-            self.regrow(torch.where(full, free, self.left))
+            self.regrow(torch.where(full, free, self.block))
 
     def _full(self) -> Tensor:
         return self.policies > len(self.technique.order)
@@ -176,8 +180,9 @@ class FastGen(KVCache):
     tokens those go that the policy does not cover, new ones and old. Shares are of the tokens seen so far.
     `recovery=1` keeps everything, in any precision.
 
-    Every head's storage is what it keeps, and slots for the tokens to come until then; where there are none, the layer
-    is laid out anew. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
+    Every head's storage is what it keeps, and slots for the next tokens, 16 at least or a 32nd of the prompt's; where
+    they are used up, the layer is laid out anew. Frequent tokens are the best of all that are held, also of those that
+    another part of the chain keeps. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
     received so far; what new tokens attended to is added up behind the last of them, from their queries, which are
     held until then. Query-aware: all queries of the prompt count.
 
