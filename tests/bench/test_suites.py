@@ -37,7 +37,7 @@ def test_several_techniques_of_one_family_share_a_comparison() -> None:
     raw, _ = suites.find(["prompt_lookup", "prompt_lookup_short", "kto"])
     assert [block["arms"] for block in raw["comparisons"]] == [
         ["autoregressive", "prompt_lookup", "prompt_lookup_short"],
-        [{"technique": "sft_on_chosen", "learning_rate": 2.0e-3}, "kto"],
+        [{"technique": "sft_on_chosen", "learning_rate": 1.0e-3}, "kto"],
     ]
 
 
