@@ -249,7 +249,7 @@ def test_evicting_behind_every_token_does_not_copy_the_layer_each_time(monkeypat
     grown: list[int] = []
     real = RaggedLayer.regrow
     monkeypatch.setattr(RaggedLayer, "regrow", lambda layer, rooms: grown.append(layer.seen) or real(layer, rooms))
-    technique = FastGen(recovery=0.6, local=0.9, every=1)
+    technique = FastGen(recovery=0.9, local=0.3, frequent=0.9, every=1)
     ready = prepared(technique)
     ids = torch.cat([IDS[:, :CONTEXT], torch.randint(0, 256, (2, 64))], 1)
     cache = technique.cache(ready, 2, CONTEXT, 64)
