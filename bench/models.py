@@ -139,7 +139,8 @@ class Source:
 
         Args:
             dtype: of the weights; the run's if None.
-            attention: name of the attention backend, as `transformers` knows it.
+            attention: name of the attention backend, as `transformers` knows it; `eager` is taken for a network that
+                does not compute by sdpa (attention sinks, capped logits).
             options: further ones of `from_pretrained`, as `quantization_config`, for a library's own loading.
 
         Raises:
@@ -150,6 +151,7 @@ class Source:
         from bench import networks
 
         dtype = dtype or self.torch_dtype
+        attention = networks.backend(self.config, attention)
         if self.is_random:
             model: Any = networks.random(self.config, attention, dtype, self.device)
             if options:
@@ -179,7 +181,7 @@ class Source:
         """The network of `model()` with its weights on the meta device, to be filled from `layers()`."""
         from bench import networks
 
-        return networks.still(networks.empty(self.config, attention, self.torch_dtype))
+        return networks.still(networks.empty(self.config, networks.backend(self.config, attention), self.torch_dtype))
 
     def layers(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """One group of tensors at a time: `("model.layers.3", {"self_attn.q_proj.weight": ...})`.

@@ -43,6 +43,15 @@ def empty(config: Any, attention: str, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def backend(config: Any, attention: str) -> str:
+    """The attention backend, or `eager` where that is sdpa and the library's network does not compute by it."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    capable = known and MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]._supports_sdpa
+    return "eager" if attention == "sdpa" and known and not capable else attention
+
+
 def own(model: nn.Module) -> nn.Module:
     """Copy weights out of the file's memory map: every arm then holds anonymous memory, read or written."""
     with torch.no_grad():

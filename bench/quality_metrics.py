@@ -295,4 +295,13 @@ QUALITY = (
         0.01,
         relative=False,
     ),
+    Metric(
+        "rejected_nll",
+        "quality",
+        "nat/token",
+        "higher",
+        "The same of the rejected texts.",
+        0.01,
+        relative=False,
+    ),
 )

@@ -118,6 +118,11 @@ class Preference(Training):
         return 1
 
     @property
+    def reference_known(self) -> bool:
+        """Whether its steps read what the reference makes of their texts from the pairs, where it was put before."""
+        return False
+
+    @property
     def own_reference(self) -> bool:
         """Whether the policy starts from, and is held to, another network than the untrained model: one of 4 bits."""
         return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -24,6 +24,12 @@ from bench.workload import Built, Gate, Quality, Work
 ENDED_EARLY = {
     "training ended before its last step, as its seconds were spent: another machine ends it elsewhere": (
         "the record has its `steps`; as many in workload.steps, without a time budget, repeat it"
+    )
+}
+
+PAID_BEFORE = {
+    "its reference was computed with the pairs: one pass over every text, which the time of no step holds": (
+        "reference=adapters_off or copy computes it in every step"
     )
 }
 
@@ -146,14 +152,14 @@ class PreferenceWorkload(TrainingWorkload):
         margin = scores["preference_margin"]
         lengths = torch.tensor([[len(pair["chosen"]), len(pair["rejected"])] for pair in pairs])
         return Quality(
-            metrics={**scores, "chosen_nll": (-after[:, 0] / lengths[:, 0]).tolist()},
+            metrics={**scores, **{f"{side}_nll": values.tolist() for side, values in _per_token(after, lengths)}},
             curves={
                 "loss": [[float(step), loss] for step, loss in enumerate(course.losses)],
                 **{name: [[float(step), stats.fmean(of[name])] for step, of in seen] for name in scores},
             },
             half_widths={name: [[None, stats.half_interval(of[name])] for _, of in seen] for name in scores},
             counts={
-                "chosen_nll_before": float((-before[:, 0] / lengths[:, 0]).mean()),
+                **{f"{side}_nll_before": float(values.mean()) for side, values in _per_token(before, lengths)},
                 "steps": float(steps),
                 "epochs": steps * self.batch_size / len(built["train"]),
                 **{f"{name}_per_update": count / steps for name, count in course.counts.items()},
@@ -163,7 +169,10 @@ class PreferenceWorkload(TrainingWorkload):
                 starts_at_reference(before, start, pairs, source.torch_dtype),
                 *training_gates(bits, frozen(prepared), after.flatten().tolist()),
             ],
-            notes=ENDED_EARLY if steps < self.steps else {},
+            notes={
+                **(ENDED_EARLY if steps < self.steps else {}),
+                **(PAID_BEFORE if technique.reference_known else {}),
+            },
             train_seconds=course.seconds,
         )
 
@@ -171,6 +180,11 @@ class PreferenceWorkload(TrainingWorkload):
 def _by_pair(scored: Sequence[Tensor]) -> Tensor:
     """Log-probabilities `(2 * pairs,)` of batches -> `(pairs, 2)` on the CPU: chosen, rejected."""
     return torch.cat([rows.float().view(2, -1).T for rows in scored]).cpu()
+
+
+def _per_token(logprobs: Tensor, lengths: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Negative log-likelihoods of the two sides of pairs, from what is `(pairs, 2)`: `(pairs,)` each [nat/token]."""
+    yield from zip(("chosen", "rejected"), (-logprobs / lengths).unbind(1), strict=True)
 
 
 def _scores(gained: Tensor) -> dict[str, list[float]]:

@@ -93,17 +93,21 @@ def _until(ids: list[int], stop: int | None) -> list[int]:
     return ids[: ids.index(stop) + 1] if stop in ids else ids
 
 
-def scored(rollout: Rollout, texts: Sequence[str]) -> list[float]:
+def scored(rollout: Rollout, texts: Sequence[str], openings: Sequence[str]) -> list[float]:
     """The reward of each text.
+
+    Args:
+        openings: what each text goes on from, as an error is to name it.
 
     Raises:
         BenchError: a reward is not a finite number.
     """
     rewards = [float(rollout.reward(text)) for text in texts]
-    for number, (reward, text) in enumerate(zip(rewards, texts, strict=True), 1):
+    for reward, text, opening in zip(rewards, texts, openings, strict=True):
         if not math.isfinite(reward):
             raise BenchError(
-                f"the reward of completion {number} is {reward}, a finite number is needed; it begins {text[:40]!r}"
+                f"the reward of a completion of {opening[-60:]!r} is {reward}, a finite number is needed; it begins "
+                f"{text[:40]!r}"
             )
     return rewards
 

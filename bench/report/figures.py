@@ -57,10 +57,19 @@ def _scatter(comparison: str, rows: list[Row], axis: Axis) -> Drawing:
         lines,
         "; ".join(_point_words(point, across, up, rows) for point in points)
         + f". No arm beats on both: {', '.join(front)}.",
-        f"Pareto front by the point figures, dotted: {', '.join(front)}.",
+        f"Pareto front by the point figures, dotted: {', '.join(front)}.{_labels(rows)}",
         "" if len(points) > 1 else "fewer than two arms have both figures",
         tuple(left_out),
     )
+
+
+def _labels(rows: Iterable[Row]) -> str:
+    """What decides the meaning of figures, with the techniques that it stands beside."""
+    named: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.labels:
+            named.setdefault(row.labels, {})[str(row.record["technique"].get("registered", row.arm))] = None
+    return "".join(f" {labels.capitalize()}: {', '.join(names)}." for labels, names in named.items())
 
 
 def _place(metric: Metric, estimate: stats.Estimate, is_baseline: bool) -> dict[str, float | None]:

@@ -78,12 +78,17 @@ def _table(run: str, root: Path) -> str:
     origins = dict.fromkeys(str(model["origin"]) for model in models)
     lead = f"{table.headline(manifest, comparisons)} ({'; '.join(origins)}); records: [`{run}`]({run}/report.md)"
     lines = [
-        (f"`{row.arm}` against `{row.record['baseline']}`", *(_axis(row, axis) for axis in outcome.AXES), _status(row))
+        (_name(row), *(_axis(row, axis) for axis in outcome.AXES), _status(row))
         for rows in comparisons.values()
         for row in rows
         if not row.is_baseline
     ]
     return "\n".join([cell(lead), "", *grid(("technique, against its baseline", *outcome.AXES, "gates"), lines)])
+
+
+def _name(row: outcome.Row) -> str:
+    """The arm and its baseline, with what decides the meaning of its figures."""
+    return f"`{row.arm}` against `{row.record['baseline']}`{f' ({row.labels})' if row.labels else ''}"
 
 
 def _axis(row: outcome.Row, axis: Axis) -> str:

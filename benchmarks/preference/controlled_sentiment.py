@@ -33,6 +33,10 @@ SHORT_OF_BUDGET = {
         "more steps or a higher learning rate; or a lower workload.kl_budget"
     )
 }
+FAR_FROM_LOOKS = {
+    "no look at its training lies within half and twice the divergence at which it is compared: what it is worth there "
+    "is read off a line between two that are far apart": "more workload.checkpoints"
+}
 SHOWN = 2
 """Fresh prompts whose completions are shown."""
 
@@ -170,7 +174,8 @@ class ControlledSentiment(PreferenceWorkload):
 
         def write(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[float]]:
             completions = sample(model, prompts, rollout, generator)
-            return completions, scored(rollout, [written(source, ids) for ids in completions])
+            texts, openings = ([written(source, ids) for ids in rows] for rows in (completions, prompts))
+            return completions, scored(rollout, texts, openings)
 
         train = sampled_pairs(write, openings, self.pairs, gap, seed)
         flipped = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed + 1))
@@ -250,6 +255,8 @@ class ControlledSentiment(PreferenceWorkload):
         at = self.kl_budget if reached is None else min(self.kl_budget, mean(reached))
         if max(one.divergence for one in looks) < at:
             quality.notes |= SHORT_OF_BUDGET
+        elif technique.trains and not any(at / 2 <= one.divergence <= 2 * at for one in looks):
+            quality.notes |= FAR_FROM_LOOKS
         quality.metrics |= {
             "reward_at_kl": frontier.at_budget([one.divergence for one in looks], [one.rewards for one in looks], at),
             "reward": last.rewards,

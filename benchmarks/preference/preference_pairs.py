@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,6 +28,8 @@ from benchmarks.preference.core.looks import drawn, mean, written
 from benchmarks.preference.core.pair_file import PairFile, TextPair, read_pairs
 
 OWN = Path(__file__).with_suffix(".jsonl")
+NAMED = 5
+"""Lines of a file that are named of those that were cut."""
 SHOWN = 2
 """Held-out prompts whose answers are shown."""
 
@@ -176,17 +178,17 @@ class PreferencePairs(PreferenceWorkload):
             if len(prompt) > self.max_prompt:
                 # a begin-of-text id stays where it is
                 begin = prompt[:1] if prompt[0] == source.tokenizer.bos_token_id and self.max_prompt > 1 else []
-                cuts.prompts += 1
+                cuts.prompts.append(text.line)
                 cuts.prompt_tokens += len(prompt) - self.max_prompt
                 prompt = begin + prompt[len(prompt) - self.max_prompt + len(begin) :]
-            cuts.answers += (len(chosen) > self.max_completion) + (len(rejected) > self.max_completion)
+            cuts.answers += [text.line for ids in (chosen, rejected) if len(ids) > self.max_completion]
             chosen, rejected = chosen[: self.max_completion], rejected[: self.max_completion]
             try:
                 kv.check_length(source.config, len(prompt) + max(len(chosen), len(rejected)))
             except Unsupported as error:
                 raise Unsupported(f"line {text.line}: {error}; lower max_prompt or max_completion") from error
             if chosen == rejected:
-                cuts.alike += 1
+                cuts.alike.append(text.line)
             else:
                 yield text, Pair(prompt=prompt, chosen=chosen, rejected=rejected)
 
@@ -251,11 +253,12 @@ class Cuts:
     """What a file lost on its way to the pairs."""
 
     left_out: int = 0
-    prompts: int = 0
-    prompt_tokens: int = 0
-    answers: int = 0
-    alike: int = 0
     shared: int = 0
+    prompt_tokens: int = 0
+    prompts: list[int] = field(default_factory=list)
+    """The lines of prompts, answers and pairs that were cut or left out."""
+    answers: list[int] = field(default_factory=list)
+    alike: list[int] = field(default_factory=list)
 
     def notes(self, workload: PreferencePairs) -> dict[str, str]:
         """What was lost -> what to do about it."""
@@ -264,13 +267,24 @@ class Cuts:
             f"lines left out, as they cannot be read or their answers not compared: {self.left_out}": (
                 "correct the file; skip=false names the first of them"
             ),
-            f"prompts that lost their beginning: {self.prompts}, {self.prompt_tokens} tokens in all": f"raise {prompt}",
-            f"answers that lost their end: {self.answers}": f"raise {answer}",
-            f"pairs left out, as their answers differ only behind what was kept: {self.alike}": f"raise {answer}",
+            f"prompts that lost their beginning: {_lines(self.prompts)}, {self.prompt_tokens} tokens in all": (
+                f"raise {prompt}"
+            ),
+            f"answers that lost their end: {_lines(self.answers)}": f"raise {answer}",
+            f"pairs left out, as their answers differ only behind what was kept: {_lines(self.alike)}": (
+                f"raise {answer}"
+            ),
             f"pairs left out, as what was kept of their prompts is held out: {self.shared}": f"raise {prompt}",
         }
-        counts = (self.left_out, self.prompts, self.answers, self.alike, self.shared)
-        return {what: remedy for count, (what, remedy) in zip(counts, found.items(), strict=True) if count}
+        lost = (self.left_out, self.prompts, self.answers, self.alike, self.shared)
+        return {what: remedy for some, (what, remedy) in zip(lost, found.items(), strict=True) if some}
+
+
+def _lines(lines: Sequence[int]) -> str:
+    """How many, and which: the first of them."""
+    named = sorted(set(lines))
+    more = " ..." if len(named) > NAMED else ""
+    return f"{len(lines)} (line{'s' if len(named) > 1 else ''} {', '.join(map(str, named[:NAMED]))}{more})"
 
 
 def asked_of(pair: TextPair) -> Asked:

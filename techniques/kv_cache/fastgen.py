@@ -44,6 +44,8 @@ class FastGenLayer(RaggedLayer):
         self.marks_new = False
         self.every = self.left = 0
         """Tokens between two evictions, and those that come before the next [tokens]."""
+        self.block = 0
+        """Free slots that a head is given at once: more than `every` where that is little, since it copies the layer."""
         self.queries: list[Tensor] = []
         """Of the tokens since the last one, `(batch, kv_heads, group, head_dim)` each, where a head needs marks."""
 
@@ -59,11 +61,13 @@ class FastGenLayer(RaggedLayer):
         kinds = self.kinds[:, None].expand_as(positions)
         seen = Seen(self.index, tokens, tokens, query, keys, values, positions, scaling)
         self.policies, kept, marks = self.technique.profile(seen, kinds)
-        self.every = self.left = self.technique.every or max(16, tokens // 32)
+        seldom = max(16, tokens // 32)
+        self.every = self.left = self.technique.every or seldom
+        self.block = max(self.every, seldom)
         full = self._full()
         self.evicts = not bool(full.all())
-        until_evicted = min(self.left, self.new_tokens)
-        rooms = torch.tensor([[self.new_tokens if whole else until_evicted for whole in row] for row in full.tolist()])
+        block = min(self.block, self.new_tokens)
+        rooms = torch.tensor([[self.new_tokens if whole else block for whole in row] for row in full.tolist()])
         index = [[head.nonzero()[:, 0] for head in row] for row in kept]
         order = self.technique.order
         frequent = self.policies > order.index("frequent") if "frequent" in order else torch.zeros_like(full)
@@ -111,7 +115,7 @@ class FastGenLayer(RaggedLayer):
         free = self.capacities - self.lengths
         full = self._full().cpu()  # they have room for everything
         if bool(((free < self.left) & ~full).any()):
-            self.regrow(torch.where(full, free, self.left))
+            self.regrow(torch.where(full, free, self.block))
 
     def _full(self) -> Tensor:
         return self.policies > len(self.technique.order)
@@ -127,9 +131,9 @@ def _pruned(name: str, recovery: float, percent: float, headline: str = "") -> C
     return Claim(
         name=name,
         headline=headline,
-        statement=f"With {100 * recovery:.0f} % recovered, {percent} % of the cache is pruned.",
+        statement=f"With {100 * recovery:.0f} % recovered, {percent} % of the cache's tokens are pruned.",
         source="Ge et al. 2024, FastGen, table 1 (7B)",
-        expression=f"kv_cache_bytes(fastgen[recovery={recovery}]) / kv_cache_bytes(full_cache)",
+        expression=f"counts.kept_tokens(fastgen[recovery={recovery}]) / counts.kept_tokens(full_cache)",
         expected=about(1 - percent / 100, 0.03),
         conditions={"model": "*llama-7b*", "device": "cuda", "workload.context": "512"},
         needs={"weights": "trained|on a 4-bit grid"},
@@ -147,7 +151,7 @@ def _costs_more(part: Part, than: Part) -> Claim:
             f"Leaving out {words[0]} costs more than leaving out {words[1]}: {percent[0]} % and {percent[1]} % pruned."
         ),
         source="Ge et al. 2024, FastGen, ablation of policies (T = .98, 65B)",
-        expression=" / ".join(f"kv_cache_bytes({arm})" for arm in arms),
+        expression=" / ".join(f"counts.kept_tokens({arm})" for arm in arms),
         expected=above(1.0),
         conditions={"model": "*llama-65b*", "device": "cuda"},
         needs={"weights": "trained|on a 4-bit grid"},
@@ -176,8 +180,9 @@ class FastGen(KVCache):
     tokens those go that the policy does not cover, new ones and old. Shares are of the tokens seen so far.
     `recovery=1` keeps everything, in any precision.
 
-    Every head's storage is what it keeps, and slots for the tokens to come until then; where there are none, the layer
-    is laid out anew. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
+    Every head's storage is what it keeps, and slots for the next tokens, 16 at least or a 32nd of the prompt's; where
+    they are used up, the layer is laid out anew. Frequent tokens are the best of all that are held, also of those that
+    another part of the chain keeps. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
     received so far; what new tokens attended to is added up behind the last of them, from their queries, which are
     held until then. Query-aware: all queries of the prompt count.
 
@@ -222,7 +227,8 @@ class FastGen(KVCache):
             statement="Without frequent tokens in the chain the cache is larger: 21.3 % pruned, not 36.0 %.",
             source="Ge et al. 2024, FastGen, ablation of policies (T = .98, 65B)",
             expression=(
-                "kv_cache_bytes(fastgen_without_frequent[recovery=0.98]) / kv_cache_bytes(fastgen[recovery=0.98])"
+                "counts.kept_tokens(fastgen_without_frequent[recovery=0.98]) / "
+                "counts.kept_tokens(fastgen[recovery=0.98])"
             ),
             expected=above(1.0),
             conditions={"model": "*llama-65b*", "device": "cuda"},

@@ -21,7 +21,8 @@ class PyramidKv(SnapKv):
     Differs from the paper:
         The layers' budgets are rounded so that they add up to the whole; the published code rounds the step between
         two layers down. For a context shorter than twice the budget it gives all layers the same; here the budget
-        still falls, from a first layer that keeps everything. The window of 8 is that of its experiments.
+        still falls, from a first layer that keeps everything. The window of 8 is that of its experiments. kvpress
+        rounds each layer's budget by itself, so that their sum may be a few tokens off.
     """
 
     source: ClassVar[str] = (

@@ -54,7 +54,7 @@ class BestOfN(Preference):
             with job.phase("rollout"):
                 written = self._written(prepared, batch.prompts, job.rollout, generator)
             with job.phase("reward"):
-                kept = self._best(prepared, written, job.rollout)
+                kept = self._best(prepared, batch.prompts, written, job.rollout)
             outputs = tuple(torch.tensor(ids) for ids in kept)
             counts = {"forward_texts": 0, "generated_tokens": sum(map(len, written))}
             yield Step("rollout", sum(map(len, kept)), outputs, counts)
@@ -66,7 +66,7 @@ class BestOfN(Preference):
         rollout: Rollout,
         generator: torch.Generator,
     ) -> list[list[int]]:
-        return self._best(prepared, self._written(prepared, prompts, rollout, generator), rollout)
+        return self._best(prepared, prompts, self._written(prepared, prompts, rollout, generator), rollout)
 
     def _written(
         self,
@@ -78,9 +78,12 @@ class BestOfN(Preference):
         """n completions of each prompt in turn, written together."""
         return sample(prepared.model, [prompt for prompt in prompts for _ in range(self.n)], rollout, generator)
 
-    def _best(self, prepared: TrainedPrepared, written: list[list[int]], rollout: Rollout) -> list[list[int]]:
+    def _best(
+        self, prepared: TrainedPrepared, prompts: Sequence[Sequence[int]], written: list[list[int]], rollout: Rollout
+    ) -> list[list[int]]:
         """Of each prompt the completion with the highest reward, the first of those that tie."""
-        rewards = scored(rollout, [prepared.state(ids) for ids in written])
+        openings = [opening for opening in map(prepared.state, prompts) for _ in range(self.n)]
+        rewards = scored(rollout, list(map(prepared.state, written)), openings)
         places = range(len(written))
         groups = [places[first : first + self.n] for first in places[:: self.n]]
         return [written[max(group, key=rewards.__getitem__)] for group in groups]

@@ -117,6 +117,10 @@ class Dpo(ReferredTechnique):
         return loss.mean()
 
     @property
+    def reference_known(self) -> bool:
+        return self.reference == "precomputed"
+
+    @property
     def train_work(self) -> float:
         return super().train_work + (0 if self.reference == "precomputed" else 2 / 6)
 

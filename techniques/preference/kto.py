@@ -26,8 +26,8 @@ class Kto(ReferredTechnique):
     The utility's anchor is the KL divergence from the reference, estimated in every step from completions that stand
     behind the prompt of another row, without a gradient and never below 0; where neighbours of a batch share a prompt,
     as pairs of one opening may, that is one of their own. It costs one more forward pass of policy and reference. Pairs
-    are taken apart: each gives one wanted and one unwanted completion, and both weigh the same. TRL's KTOTrainer has
-    the same loss over the same rows.
+    are taken apart: each gives one wanted and one unwanted completion, and both weigh the same. Which neighbours pairs
+    have in a batch changes the anchor, and so the loss. TRL's KTOTrainer has the same loss over the same rows.
     """
 
     source: ClassVar[str] = "Ethayarajh et al. 2024, KTO, eq. 8"

@@ -138,11 +138,12 @@ class Ppo(PolicyTechnique):
         with phase("rollout"):
             written = self.generate(prepared, prompts, rollout, generator)
         with phase("reward"):
-            scores = torch.tensor(scored(rollout, [state.decode(ids) for ids in written]), device=state.beta.device)
+            rewarded = scored(rollout, list(map(state.decode, written)), list(map(state.decode, prompts)))
+            scores = torch.tensor(rewarded, device=state.beta.device)
         texts = laid_out(prompts, written, str(rollout.banned.device))
         with phase("old policy"), prepared.precision():
             logprobs, values = read(prepared.model, texts, rollout.banned)
-        with phase("reference"), reference_model(prepared) as model:
+        with phase("reference"), prepared.precision(), reference_model(prepared) as model:
             reference = picked(completion_logits(model, texts), texts, rollout.banned)
         mask = texts.completion
         rewards = ppo.token_rewards(scores, logprobs, reference, mask, state.beta)

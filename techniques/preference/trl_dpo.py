@@ -153,6 +153,10 @@ class TrlDpo(PolicyTechnique):
         return loss
 
     @property
+    def reference_known(self) -> bool:
+        return self.reference == "precomputed"
+
+    @property
     def train_work(self) -> float:
         return super().train_work + (0 if self.reference == "precomputed" else 2 / 6)
 

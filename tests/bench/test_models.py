@@ -4,11 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from bench.errors import ModelError, Unsupported, UsageError
+from bench.families.kv_cache import KVCacheJob
 from bench.models import Source, Sources
 from bench.plan import parameters_of
 from bench.shapes import SYNTHETIC, TINY
+from techniques.kv_cache.full_cache import FullCache
 
 TINY_NAMES = [f"tiny:{name}" for name in TINY]
 
@@ -77,6 +80,24 @@ def test_weights_lie_in_memory_of_their_own(tmp_path: Path) -> None:
             parameter.zero_()
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
     assert any(p.abs().sum() > 0 for p in Source(str(tmp_path)).model().parameters())
+
+
+def test_a_network_that_does_not_compute_by_sdpa_is_read_all_the_same(tmp_path: Path) -> None:
+    config = AutoConfig.for_model(
+        "gemma2", hidden_size=64, num_hidden_layers=2, vocab_size=264, intermediate_size=64, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, pad_token_id=0, sliding_window=16,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config, attn_implementation="eager").save_pretrained(tmp_path)
+    Source("tiny:llama").tokenizer.save_pretrained(tmp_path)
+    source = Source(str(tmp_path))
+    assert source.model().config._attn_implementation == "eager"  # type: ignore[union-attr]
+    assert source.empty().config._attn_implementation == "eager"  # type: ignore[union-attr]
+    assert Source("tiny:llama").model().config._attn_implementation == "sdpa"  # type: ignore[union-attr]
+    technique = FullCache()
+    made = technique.generate(
+        technique.prepare(Sources(source)), KVCacheJob(contexts=torch.arange(40)[None], max_new_tokens=5)
+    )
+    assert len(made.outputs[0]) == 5
 
 
 def test_a_hub_model_that_is_not_at_hand_is_one_line() -> None:

@@ -93,7 +93,8 @@ def look(
         ours = functools.partial(technique.logits, prepared)
         apart = divergence(ours, theirs, rows, completions, rollout.banned, vocabulary)
     rewards, divergences = (
-        [mean(own) for own in _of_each(values, len(prompts))] for values in (scored(rollout, texts), apart)
+        [mean(own) for own in _of_each(values, len(prompts))]
+        for values in (scored(rollout, texts, [written(source, ids) for ids in rows]), apart)
     )
     return Look(step, rewards, divergences, texts[: len(prompts)], completions, seconds)
 

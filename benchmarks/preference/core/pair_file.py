@@ -93,7 +93,8 @@ def parse(data: Mapping[str, Any]) -> TextPair:
         raise ValueError("the last message of 'chosen' and of 'rejected' must be the assistant's")
     if first != second:
         raise ValueError("'chosen' and 'rejected' differ before their last message")
-    turns = tuple(before + first)
+    # some files repeat the prompt before either answer
+    turns = tuple(first if first[: len(before)] == before else before + first)
     if not turns and isinstance(prompt, str):
         turns = (("user", text_of(prompt, "prompt")),)
     if not turns or turns[-1][0] != "user":

@@ -200,7 +200,8 @@ class RaggedLayer(kv.EvictingLayer):
             zip(query.unbind(), self.starts.flatten().tolist(), self.lengths.flatten().tolist(), strict=True)
         )
         held = [length for _, _, length in segments]
-        if query.device.type == "cpu" and sum(held) >= HALVED * len(held) and min(held) > 1:
+        even = self.keys.shape[-1] == self.values.shape[-1]  # as the kernel wants them
+        if even and query.device.type == "cpu" and sum(held) >= HALVED * len(held) and min(held) > 1:
             return self._halved(segments, scaling)
         keys, values = self.keys[None, None], self.values[None, None]
         return torch.cat(

@@ -57,7 +57,8 @@ def hinge(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def sppo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """Squared distances of h_w to 1 / (2 beta) and of h_l to -1 / (2 beta); 1 / (2 beta^2) at the start.
 
-    Wu et al. 2024, SPPO, eq. 4.7 with a chosen completion that wins for certain; there eta is 1 / beta.
+    Wu et al. 2024, SPPO, eq. 4.7 with a chosen completion that wins for certain; there eta is 1 / beta. Each side has
+    a goal of its own: of one completion on both sides it pulls the ratio back to 0, with a gradient of 4 h.
     """
     return (chosen - 0.5 / beta) ** 2 + (rejected + 0.5 / beta) ** 2
 
@@ -65,7 +66,7 @@ def sppo(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def apo_zero(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """1 - sigmoid(beta h_w) + sigmoid(beta h_l): chosen up and rejected down; 1 at the start.
 
-    D'Oosterlinck et al. 2024, APO, eq. 7, and a constant 1, as in TRL.
+    D'Oosterlinck et al. 2024, APO, eq. 7, and a constant 1, as in TRL. One completion on both sides has no gradient.
     """
     return 1 - torch.sigmoid(beta * chosen) + torch.sigmoid(beta * rejected)
 
@@ -73,8 +74,8 @@ def apo_zero(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
 def apo_down(chosen: Tensor, rejected: Tensor, beta: float) -> Tensor:
     """sigmoid(beta h_w) + 1 - sigmoid(beta (h_w - h_l)): both down, rejected further; 1 at the start.
 
-    For chosen completions that are worse than what the model writes. D'Oosterlinck et al. 2024, APO, eq. 8, and a
-    constant 1, as in TRL.
+    For chosen completions that are worse than what the model writes: one completion on both sides goes down too, with
+    the gradient beta sigmoid'(beta h). D'Oosterlinck et al. 2024, APO, eq. 8, and a constant 1, as in TRL.
     """
     return torch.sigmoid(beta * chosen) + 1 - torch.sigmoid(beta * (chosen - rejected))
 

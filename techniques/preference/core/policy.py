@@ -65,7 +65,10 @@ class PolicyTechnique(Preference):
         return self.trained(target.model(dtype=torch.float32), helpers, compute_dtype=target.torch_dtype)
 
     def _frozen(self, target: Source) -> nn.Module:
-        """What the policy starts from, without gradients: of 4-bit layers for a policy of 4 bits."""
+        """What the policy starts from, without gradients: of 4-bit layers for a policy of 4 bits, and as a full policy
+        holds its weights, in float32, since it would not be its own start else."""
+        if self.policy == "full":
+            return target.model(dtype=torch.float32).requires_grad_(False)
         if self.policy != "4bit":
             return target.model().requires_grad_(False)
         form = Format("nf4", 64, True)

@@ -203,11 +203,13 @@ def test_quality_is_what_was_gained_over_the_reference():
         margin = gains[0] - gains[1]
         assert quality.metrics["preference_margin"][item] == pytest.approx(margin, abs=1e-3)
         assert quality.metrics["preference_accuracy"][item] == (1.0 if margin > 0 else 0.0)
-        nll = -one_by_one(prepared.model, pair["prompt"], pair["chosen"]) / len(pair["chosen"])
-        assert quality.metrics["chosen_nll"][item] == pytest.approx(nll, abs=1e-4)
-    starts = [-one_by_one(before, p["prompt"], p["chosen"]) / 4 for p in built["heldout"]]
-    assert quality.counts["chosen_nll_before"] == pytest.approx(sum(starts) / 10, abs=1e-4)
-    assert 0 < sum(quality.metrics["preference_accuracy"]) < 10 or len(set(quality.metrics["preference_margin"])) == 10
+        for side in ("chosen", "rejected"):
+            nll = -one_by_one(prepared.model, pair["prompt"], pair[side]) / len(pair[side])
+            assert quality.metrics[f"{side}_nll"][item] == pytest.approx(nll, abs=1e-4)
+    for side in ("chosen", "rejected"):
+        starts = [-one_by_one(before, p["prompt"], p[side]) / 4 for p in built["heldout"]]
+        assert quality.counts[f"{side}_nll_before"] == pytest.approx(sum(starts) / 10, abs=1e-4)
+    assert len(set(quality.metrics["preference_margin"])) == 10
 
 
 def test_exact_tie_is_half_a_point():

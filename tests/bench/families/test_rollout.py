@@ -175,9 +175,9 @@ def test_divergence_depends_neither_on_the_batch_nor_on_padding(monkeypatch: pyt
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_no_number_is_named(bad: float):
     given = Rollout(4, None, torch.tensor([0]), reward=lambda text: bad if "two" in text else 1.0)
-    assert scored(given, ["one", "three"]) == [1.0, 1.0]
-    with pytest.raises(BenchError, match=r"reward of completion 2 is .*finite.*'two words'"):
-        scored(given, ["one", "two words"])
+    assert scored(given, ["one", "three"], ["first", "second"]) == [1.0, 1.0]
+    with pytest.raises(BenchError, match=r"reward of a completion of 'second' is .*finite.*'two words'"):
+        scored(given, ["one", "two words"], ["first", "second"])
 
 
 def test_distinct_counts_pairs_over_all_completions():

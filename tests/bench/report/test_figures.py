@@ -35,6 +35,15 @@ def test_the_front_holds_whom_no_other_arm_beats(make: Callable[..., dict[str, A
     assert {line["arm"]: line["on_front"] for line in found.lines} == {"base": True, "fast": True, "bad": False}
 
 
+def test_what_a_figure_depends_on_stands_below_it(make: Callable[..., dict[str, Any]]) -> None:
+    arms = [make("base"), make("a", tpot=0.05), make("b", tpot=0.06), make("c", tpot=0.07)]
+    for record, label in zip(arms[1:], ("query-aware", "query-agnostic", "query-aware"), strict=True):
+        record["technique"] = {**record["technique"], "labels": [label], "registered": record["arm"]}
+    caption = drawings(arms)["decoding.chat.quality-latency"].note
+    assert caption.endswith("Query-aware: a, c. Query-agnostic: b.")
+    assert "uery" not in drawings([make("base"), make("fast", tpot=0.05)])["decoding.chat.quality-latency"].note
+
+
 def test_the_front_knows_which_way_is_better(make: Callable[..., dict[str, Any]]) -> None:
     primary = {"quality": "token_agreement", "latency": "tpot", "memory": "peak_memory"}
     arms = [make("base", primary=primary), make("fast", tpot=0.05, primary=primary)]

@@ -145,9 +145,9 @@ def test_what_is_cut_is_told(tmp_path: Path):
     assert text(every["Prompt:"]["rejected"]) == " brief<eos>"
     assert "Other prompt:" not in every
     assert built["notes"] == {
-        "prompts that lost their beginning: 1, 10 tokens in all": "raise max_prompt=20",
-        "answers that lost their end: 3": "raise max_completion=12",
-        "pairs left out, as their answers differ only behind what was kept: 1": "raise max_completion=12",
+        "prompts that lost their beginning: 1 (line 1), 10 tokens in all": "raise max_prompt=20",
+        "answers that lost their end: 3 (lines 2, 3)": "raise max_completion=12",
+        "pairs left out, as their answers differ only behind what was kept: 1 (line 3)": "raise max_completion=12",
     }
     quality = workload.quality(Dpo(), Dpo().prepare(SOURCES), built, 0, SOURCES.target, None)
     assert quality.notes == built["notes"]

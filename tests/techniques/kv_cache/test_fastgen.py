@@ -18,6 +18,7 @@ from bench.families import cache as kv
 from bench.families import kv_oracle
 from bench.families.kv_cache import KVCacheJob
 from bench.models import Source, Sources
+from techniques.kv_cache.core.ragged import RaggedLayer
 from techniques.kv_cache.core.scores import Seen
 from techniques.kv_cache.fastgen import FastGen, kinds_of_ids
 from techniques.kv_cache.full_cache import FullCache
@@ -242,6 +243,21 @@ def test_many_new_tokens_are_laid_out_anew() -> None:
         assert layer.every == 16
         assert int(slack.max()) <= layer.every
         assert int(layer.capacities.sum()) == len(layer.keys)
+
+
+def test_evicting_behind_every_token_does_not_copy_the_layer_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    grown: list[int] = []
+    real = RaggedLayer.regrow
+    monkeypatch.setattr(RaggedLayer, "regrow", lambda layer, rooms: grown.append(layer.seen) or real(layer, rooms))
+    technique = FastGen(recovery=0.9, local=0.3, frequent=0.9, every=1)
+    ready = prepared(technique)
+    ids = torch.cat([IDS[:, :CONTEXT], torch.randint(0, 256, (2, 64))], 1)
+    cache = technique.cache(ready, 2, CONTEXT, 64)
+    gate = kv_oracle.gate(ready.model, cache, ids, CONTEXT)
+    assert gate.passed, gate.detail
+    assert all(layer.every == 1 for layer in cache.layers)
+    # 64 tokens come to each layer; a head grows by one of them at most
+    assert 0 < len(grown) <= 64 // 16 * len(cache.layers)
 
 
 def test_long_prompts_are_evicted_from_less_often() -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from bench.families.training import TrainedPrepared
 from bench.models import Source, Sources
 from techniques.finetuning.core.lora import LoraLinear
 from techniques.preference.core.policy import ReferredTechnique
+from techniques.preference.dpo import Dpo
 from techniques.preference.kto import Kto, mismatched
 from techniques.preference.orpo import Orpo
 from techniques.preference.sft_on_chosen import SftOnChosen
@@ -144,6 +146,42 @@ def test_kto_is_trls(tmp_path: Path):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed: the extra `trl`")
+def test_simpo_and_the_odds_ratio_are_trls():
+    from trl.experimental.cpo import CPOTrainer
+    from trl.experimental.orpo import ORPOTrainer
+
+    technique = Simpo(beta=2.5, gamma=0.7)
+    policy = prepared(technique, moved=0.3)
+    sides = [p["chosen"] for p in PAIRS] + [p["rejected"] for p in PAIRS]
+    prompts = [p["prompt"] for p in PAIRS] * 2
+    means: dict[Any, list[torch.Tensor]] = {CPOTrainer: [], ORPOTrainer: []}
+    for prompt, completion in zip(prompts, sides, strict=True):
+        ids = torch.tensor([prompt + completion])
+        labels = torch.tensor([[-100] * len(prompt) + completion])
+        logits = policy.model(input_ids=ids).logits
+        for trainer, found in means.items():
+            found.append(trainer.get_batch_logps(logits, labels, average_log_prob=True))
+    given: Any = SimpleNamespace(
+        beta=2.5,
+        simpo_gamma=0.7,
+        alpha=0.0,
+        label_smoothing=0.0,
+        loss_type="simpo",
+        accelerator=SimpleNamespace(device="cpu"),
+    )
+    theirs = CPOTrainer.cpo_loss(given, *torch.cat(means[CPOTrainer]).chunk(2))[0].mean()
+    ours = technique.batch_loss(policy, BATCH)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    own = torch.autograd.grad(ours, policy.trainable)
+    for one, other in zip(torch.autograd.grad(theirs, policy.trainable, retain_graph=True), own, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+    # theirs is what is taken away from the likelihood
+    ratio = -ORPOTrainer.odds_ratio_loss(given, *torch.cat(means[ORPOTrainer]).chunk(2))[0].mean()
+    alone = Orpo(weight=2.5).batch_loss(policy, BATCH) - Orpo(weight=0.0).batch_loss(policy, BATCH)
+    torch.testing.assert_close(ratio, alone, atol=1e-5, rtol=1e-5)
+
+
 def test_ktos_anchor_is_never_negative_and_has_no_gradient(monkeypatch: pytest.MonkeyPatch):
     from techniques.preference import kto
 
@@ -263,11 +301,12 @@ def gradients(technique: Preference, policy: TrainedPrepared, batch: Any) -> lis
     return list(torch.autograd.grad(graph(technique, policy, batch), policy.trainable))
 
 
-@pytest.mark.parametrize("technique", [Kto(), Simpo(), Orpo(weight=1.0), Unlikelihood(), SftOnChosen()])
+@pytest.mark.parametrize("technique", [Dpo(), Kto(), Simpo(), Orpo(weight=1.0), Unlikelihood(), SftOnChosen()])
 def test_order_of_pairs_changes_nothing(technique: Preference):
     policy = prepared(technique, moved=0.3)
     # of four pairs turned about, each one's neighbour is the one it had: what KTO's anchor is made of stays
-    turned = collate([*PAIRS[1:], PAIRS[0]], "cpu")
+    order = [1, 2, 3, 0] if isinstance(technique, Kto) else [2, 0, 3, 1]
+    turned = collate([PAIRS[place] for place in order], "cpu")
     assert loss(technique, policy, turned) == pytest.approx(loss(technique, policy), abs=1e-5)
     for one, other in zip(gradients(technique, policy, BATCH), gradients(technique, policy, turned), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)

@@ -42,6 +42,11 @@ FORMATS: dict[str, dict[str, Any]] = {
         "chosen": [message("assistant", GOOD)],
         "rejected": [message("assistant", BAD)],
     },
+    "TRL, prompt apart and inside": {
+        "prompt": [USER],
+        "chosen": [USER, message("assistant", GOOD)],
+        "rejected": [USER, message("assistant", BAD)],
+    },
     "prompt a text, answers as messages": {
         "prompt": QUESTION,
         "chosen": [message("assistant", GOOD)],

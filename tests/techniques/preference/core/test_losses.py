@@ -102,12 +102,18 @@ def test_the_same_completion_on_both_sides_has_no_gradient(name: str):
     assert both.grad.tolist() == pytest.approx([0.0] * 4)
 
 
-@pytest.mark.parametrize("name", ["sppo", "apo_zero"])
-def test_of_those_that_see_each_side_the_same_completion_has_no_gradient_either(name: str):
-    both = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    PAIRED[name](both, both, BETA).sum().backward()
-    assert both.grad is not None
-    assert both.grad.tolist() == pytest.approx([0.0, 0.0])
+def test_of_those_that_see_each_side_by_itself_the_same_completion_has_the_gradient_they_say():
+    def slope(name: str) -> list[float]:
+        both = CHOSEN.clone().requires_grad_()
+        PAIRED[name](both, both, BETA).sum().backward()
+        assert both.grad is not None
+        found: list[float] = both.grad.tolist()
+        return found
+
+    s = torch.sigmoid(BETA * CHOSEN)
+    assert slope("apo_zero") == pytest.approx([0.0] * 4)
+    assert slope("sppo") == pytest.approx((4 * CHOSEN).tolist())
+    assert slope("apo_down") == pytest.approx((BETA * s * (1 - s)).tolist())
 
 
 def test_swapping_the_pair_adds_beta_h():
