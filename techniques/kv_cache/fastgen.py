@@ -45,7 +45,7 @@ class FastGenLayer(RaggedLayer):
         self.every = self.left = 0
         """Tokens between two evictions, and those that come before the next [tokens]."""
         self.block = 0
-        """Free slots that a head is given at once: more than `every` where that is little, since it copies the layer."""
+        """Free slots that a head is given at once, more than `every` where that is little: it copies the layer."""
         self.queries: list[Tensor] = []
         """Of the tokens since the last one, `(batch, kv_heads, group, head_dim)` each, where a head needs marks."""
 
@@ -182,9 +182,9 @@ class FastGen(KVCache):
 
     Every head's storage is what it keeps, and slots for the next tokens, 16 at least or a 32nd of the prompt's; where
     they are used up, the layer is laid out anew. Frequent tokens are the best of all that are held, also of those that
-    another part of the chain keeps. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and attention
-    received so far; what new tokens attended to is added up behind the last of them, from their queries, which are
-    held until then. Query-aware: all queries of the prompt count.
+    another part of the chain keeps. Beside keys and values a slot of an evicting layer has 9 bytes: position, kind, and
+    attention received so far; what new tokens attended to is added up behind the last of them, from their queries,
+    which are held until then. Query-aware: all queries of the prompt count.
 
     Differs from the paper:
         The paper applies a head's policy to each new token (`every=1`); here tokens that it does not cover stay until
