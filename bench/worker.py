@@ -96,6 +96,7 @@ class Bench:
         self.seed = 0
         self.techniques: dict[str, Any] = {}
         self.prepared: dict[str, Any] = {}
+        self.fitted: dict[str, dict[str, Any]] = {}
         self.workload: Any = None
         self.built: dict[str, Any] = {}
         # what the modelling code brings along is no technique's doing
@@ -137,6 +138,7 @@ class Bench:
         import torch
 
         from bench import registry
+        from bench.families import own_attention
         from bench.probes import resident
         from bench.probes.memory import bytes_held
 
@@ -147,13 +149,14 @@ class Bench:
         self.prepared[arm] = self.techniques[arm].prepare(self.sources)
         prepared = self.prepared[arm]
         seconds = time.perf_counter() - start
+        self.fitted[arm] = self.workload.fitted(self.techniques[arm], prepared, self.built)
         gc.collect()
         resident.give_back()
-        config = getattr(prepared.model, "config", None)
+        config, own = getattr(prepared.model, "config", None), own_attention.attends_by(prepared.model)
         return {
             "seconds": seconds,
             "threads": torch.get_num_threads(),
-            "attention": getattr(config, "_attn_implementation", None),
+            "attention": own.__name__ if own else getattr(config, "_attn_implementation", None),
             "held": bytes_held(prepared.holdings()),
             "reads": self.sources.log,
         }
@@ -161,8 +164,8 @@ class Bench:
     def do_burst(self, arm: str, index: int) -> dict[str, Any]:
         from bench.probes.clock import time_steps
 
-        job = self.workload.burst(self.built, index, self.seed, self.device)
-        groups = self.workload.groups(self.built, index)
+        job = self.workload.burst(self.fitted[arm], index, self.seed, self.device)
+        groups = self.workload.groups(self.fitted[arm], index)
         return {**time_steps(self._steps(arm, job), self.device).to_json(), **({"groups": groups} if groups else {})}
 
     def do_profile(self, arm: str, index: int) -> dict[str, Any]:
@@ -171,7 +174,7 @@ class Bench:
         from bench.probes.clock import PhaseClock, time_steps
 
         phases = PhaseClock(self.device)
-        job = replace(self.workload.burst(self.built, index, self.seed, self.device), phase=phases)
+        job = replace(self.workload.burst(self.fitted[arm], index, self.seed, self.device), phase=phases)
         samples = time_steps(self._steps(arm, job), self.device)
         samples.phases = phases.seconds
         return samples.to_json()
@@ -181,7 +184,7 @@ class Bench:
 
         from bench.probes.memory import MemoryProbe
 
-        job = self.workload.burst(self.built, index, self.seed, self.device)
+        job = self.workload.burst(self.fitted[arm], index, self.seed, self.device)
         probe = MemoryProbe(self.prepared[arm], self.device, self.before)
         probe.follow(self._steps(arm, replace(job, phase=probe.phase)))
         return probe.read()
@@ -189,7 +192,7 @@ class Bench:
     def do_calls(self, arm: str, index: int) -> dict[str, list[float]]:
         from bench.probes.clock import time_calls
 
-        job = self.workload.burst(self.built, index, self.seed, self.device)
+        job = self.workload.burst(self.fitted[arm], index, self.seed, self.device)
         return time_calls(self.techniques[arm].calls(self.prepared[arm], job), self.device)
 
     def do_quality(self, arm: str, reference: dict[str, Any] | None) -> dict[str, Any]:
@@ -202,7 +205,7 @@ class Bench:
             base = Quality(**{**reference, "gates": gates})
         unknown = memory.reset_peak(self.device)
         quality = self.workload.quality(
-            self.techniques[arm], self.prepared[arm], self.built, self.seed, self.sources.target, base
+            self.techniques[arm], self.prepared[arm], self.fitted[arm], self.seed, self.sources.target, base
         )
         return {"quality": quality.to_json(), "peak": None if unknown else memory.peak(self.device)}
 
@@ -210,6 +213,7 @@ class Bench:
         import gc
 
         self.prepared.pop(arm).close()
+        del self.fitted[arm]
         gc.collect()
 
     def _steps(self, arm: str, job: Any) -> Any:

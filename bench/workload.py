@@ -131,6 +131,10 @@ class Workload(BaseModel, ABC):
             Unsupported: the model cannot be asked this.
         """
 
+    def fitted(self, technique: Technique, prepared: Prepared, built: Built) -> Built:
+        """What was built, as one arm gets it: with what its own network alone can say of the inputs. Not timed."""
+        return built
+
     @abstractmethod
     def burst(self, built: Built, index: int, seed: int, device: str) -> Job:
         """The timed job number `index`: the same for all arms, another one for every index."""

@@ -165,6 +165,10 @@ PLANTED: Mapping[tuple[str, str], tuple[Figures, Figures]] = {
     ("dpo", "frontier_above_preferred_ft"): ({"dpo": 0.8, "sft_on_chosen": 0.6}, {"dpo": 0.6, "sft_on_chosen": 0.8}),
     ("dpo", "frontier_above_ppo"): ({"dpo": 0.8, "ppo": 0.6}, {"dpo": 0.6, "ppo": 0.8}),
     ("dpo", "less_work_than_ppo"): ({"dpo": 2.9, "ppo": 9.0}, {"dpo": 9.0, "ppo": 2.9}),
+    ("dpo", "robust_to_wrong_labels"): (
+        {"robust[label_smoothing=0.3]": 0.8, "dpo": 0.6},
+        {"robust[label_smoothing=0.3]": 0.6, "dpo": 0.8},
+    ),
 }
 
 ITEMS = 400

@@ -28,7 +28,7 @@ ENDED_EARLY = {
 }
 
 PAID_BEFORE = {
-    "its reference was computed with the pairs: one pass over every text, which the time of no step holds": (
+    "its reference was computed before the first step: one pass over every text, which the time of no step holds": (
         "reference=adapters_off or copy computes it in every step"
     )
 }
@@ -82,6 +82,17 @@ class PreferenceWorkload(TrainingWorkload):
         """What a model makes of pairs: log-probabilities [chosen, rejected] of each."""
         scored = [completion_logprobs(model, batch.texts) for batch in self.heldout(pairs, device)]
         return _by_pair(scored).tolist()
+
+    def fitted(self, technique: Technique, prepared: Prepared, built: Built) -> Built:
+        """As built; where a policy that reads its reference from the pairs does not start as the untrained model that
+        scored them, by its weights or by how it computes, what its own start makes of them."""
+        assert isinstance(technique, Preference)
+        assert isinstance(prepared, TrainedPrepared)
+        if not technique.reference_known or (prepared.compute_dtype is None and not technique.own_reference):
+            return built
+        train = self.heldout(built["train"], str(next(prepared.model.parameters()).device))
+        known = _by_pair([technique.logprobs(prepared, batch.texts) for batch in train])
+        return {**built, "train_reference": known.tolist()}
 
     def work(self) -> tuple[Work, Work, Work]:
         step = Work(train=self.batch_size * self.pair_tokens)

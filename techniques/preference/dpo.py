@@ -69,6 +69,18 @@ class Dpo(ReferredTechnique):
             free=("learning_rate", "beta"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
+        Claim(
+            name="robust_to_wrong_labels",
+            statement="The robust loss stands wrong labels that DPO does not: where some are, it gets more reward.",
+            source="Chowdhury et al. 2024, Provably Robust DPO, abstract (sentiment generation; the rate is ours)",
+            expression="reward_at_kl(robust[label_smoothing=0.3]) - reward_at_kl(dpo)",
+            expected=above(0.0),
+            conditions={"workload": "imdb*"},
+            needs={"workload.noise": ">=0.3"},
+            out_of_reach="the paper's reviews and classifier are no workload of this program",
+            free=("learning_rate", "beta", "reference"),
+            workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256, "noise": 0.3},
+        ),
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "cdpo": {"loss": "cdpo", "label_smoothing": 0.1},
@@ -93,7 +105,7 @@ class Dpo(ReferredTechnique):
     over pairs, where TRL's `sft` is one over the tokens of the batch."""
     reference: Literal["adapters_off", "copy", "precomputed", "model"] = "adapters_off"
     """`adapters_off`: no memory of its own; `copy`: a second frozen network, as the paper's code has it;
-    `precomputed`: two numbers a pair, made with the pairs and not in the step; `model`: another network, the run's
+    `precomputed`: two numbers a pair, made before the first step; `model`: another network, the run's
     `reference`, which the loss alone knows: margins and divergences are from the policy's start, as those of all."""
 
     @model_validator(mode="after")

@@ -100,14 +100,12 @@ class PolicyTechnique(Preference):
         """Nothing, where the reference can be that of the policy.
 
         Raises:
-            ValueError: there are no adapters to take off, or what was computed before is of another network.
+            ValueError: there are no adapters to take off, or the reference would be of other bits.
         """
         if reference == "adapters_off" and self.policy == "full":
             raise ValueError(
                 "reference=adapters_off needs policy=adapters or policy=4bit; a full policy needs a copy of its start"
             )
-        if reference == "precomputed" and self.policy == "4bit":
-            raise ValueError("reference=precomputed is of the 16-bit model; a policy=4bit needs adapters_off or copy")
         if reference == "model" and self.policy == "4bit":
             raise ValueError("reference=model is held in 16 bits; a policy=4bit needs adapters_off or copy")
 

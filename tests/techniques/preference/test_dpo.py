@@ -12,7 +12,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.errors import Unsupported
 from bench.families.completions import completion_logprobs
@@ -205,38 +204,6 @@ def test_a_step_tells_what_the_reference_takes_of_it(reference: str):
     known = collate(PAIRS, "cpu", [[-9.0, -9.0]] * 4)
     list(technique.steps(prepared, PreferenceJob(batches=(known,), phase=phase)))
     assert passes == [("reference",)] * (reference != "precomputed") + [("forward",)]
-
-
-class Laws(TorchDispatchMode):
-    """Tokens for which any operation made as many numbers as the vocabulary has ids, at the most."""
-
-    def __init__(self, prepared: TrainedPrepared) -> None:
-        super().__init__()
-        networks: Any = (prepared.model, *prepared.helpers)
-        self.vocabulary: int = networks[0].config.vocab_size
-        self.weights = {p.untyped_storage().data_ptr() for network in networks for p in network.parameters()}
-        self.tokens = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else (made,):
-            wide = isinstance(one, Tensor) and one.shape[-1:] == (self.vocabulary,)
-            if wide and one.untyped_storage().data_ptr() not in self.weights:
-                self.tokens = max(self.tokens, one.numel() // self.vocabulary)
-        return made
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("reference", ["adapters_off", "copy", "precomputed"])
-def test_no_logits_are_made_for_prompts(name: str, reference: str):
-    technique, prepared = arm(name, reference=reference)
-    for length in (5, 40):
-        pair = Pair(prompt=ids(1, length), chosen=ids(2, 6), rejected=ids(3, 4))
-        batch = collate([pair], "cpu", [[-9.0, -9.0]])
-        with Laws(prepared) as laws:
-            loss_of(technique, prepared, batch).backward()
-        # two texts of six columns, however long their prompt is
-        assert laws.tokens == 2 * 6
 
 
 def test_label_smoothing_is_refused_where_it_is_not_read():

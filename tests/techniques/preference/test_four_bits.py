@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 from bench.families.completions import completion_logprobs, picked_logprobs
 from bench.families.preference import Pair, PreferenceJob, collate
@@ -70,9 +69,31 @@ def test_every_technique_of_the_family_has_one(kind: type):
     assert all(p.dtype == torch.float32 for p in prepared.trainable)
 
 
-def test_what_was_computed_before_is_of_another_network():
-    with pytest.raises(ValidationError, match="precomputed is of the 16-bit model"):
-        Dpo(policy="4bit", reference="precomputed")
+@pytest.mark.parametrize(("policy", "dtype"), [("4bit", "float32"), ("full", "bfloat16")])
+def test_what_is_computed_before_is_of_its_own_start(policy: str, dtype: str):
+    sources = Sources(Source("tiny:llama", dtype=dtype))
+    workload = ContinuationPairs(items=4, steps=3, batch_size=2, pairs=6)
+    built = workload.build(sources, 0)
+
+    def losses(reference: str, given: bool = True) -> list[float]:
+        technique = Dpo(policy=policy, reference=reference, learning_rate=1e-2)
+        prepared = technique.prepare(sources)
+        mine = workload.fitted(technique, prepared, built) if given else built
+        job = workload.job(mine, 0, 3, 0, "cpu")
+        return [float(step.outputs[0]) for step in technique.steps(prepared, job)]
+
+    before = losses("precomputed")
+    assert before[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert before == pytest.approx(losses("copy"), abs=1e-5)
+    # what the untrained model made of them is another network's
+    assert abs(losses("precomputed", given=False)[0] - math.log(2)) > 1e-5
+
+
+def test_pairs_stay_as_they_were_built_for_all_others():
+    workload = ContinuationPairs(items=4, steps=1, batch_size=2, pairs=4)
+    built = workload.build(SOURCES, 0)
+    for technique in (Dpo(reference="precomputed"), Dpo(policy="4bit"), Simpo(policy="4bit")):
+        assert workload.fitted(technique, technique.prepare(SOURCES), built) is built
 
 
 def test_only_adapters_and_4_bit_weights_are_held():
