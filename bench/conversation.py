@@ -81,9 +81,7 @@ def ids_of(
     given: list[int] = []
     if prompt:
         # a template writes the begin-of-text token itself
-        given = tokenizer(prompt, add_special_tokens=not templated)["input_ids"]
-        if not templated and len(given) > 1 and given[-1] == tokenizer.eos_token_id:
-            given = given[:-1]
+        given = tokenizer(prompt, add_special_tokens=False)["input_ids"] if templated else opened(tokenizer, prompt)
         if begin is not None and given[:2] == [begin, begin]:
             given = given[1:]
     found = []
@@ -100,6 +98,12 @@ def ids_of(
             raise Unsupported(f"an answer holds the special token {named!r}; take it out of the text")
         found.append([*ids, end] if end is not None else ids)
     return given, found
+
+
+def opened(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a plain text that is gone on with: some tokenizers put an end-of-text id behind every text."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    return ids[:-1] if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id else ids
 
 
 def continued(tokenizer: Any, text: str) -> list[int]:

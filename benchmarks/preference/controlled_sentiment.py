@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 
 from bench import text_file
+from bench.conversation import opened
 from bench.errors import Unsupported, UsageError
 from bench.families.preference import Pair, Preference
 from bench.families.preference_workload import PreferenceWorkload
@@ -162,7 +163,7 @@ class ControlledSentiment(PreferenceWorkload):
     def build(self, sources: Sources, seed: int) -> Built:
         source = sources.target
         model = source.model()
-        openings, fresh = ([_ids(source, text) for text in texts] for texts in self._openings())
+        openings, fresh = ([opened(source.tokenizer, text) for text in texts] for texts in self._openings())
         built: Built = {
             "reward": "letters" if source.is_random else self.reward,
             "drawn": drawn(source, source.tokenizer.eos_token_id),
@@ -307,8 +308,3 @@ class ControlledSentiment(PreferenceWorkload):
             shown = f"{opening} ... (before training:{before[row]})"
             quality.texts.append({"prompt": shown, "output": opening + last.texts[row]})
         return quality
-
-
-def _ids(source: Source, text: str) -> list[int]:
-    ids: list[int] = source.tokenizer(text)["input_ids"]
-    return ids

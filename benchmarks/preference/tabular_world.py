@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from bench import stats, text_file
-from bench.conversation import continued
+from bench.conversation import continued, opened
 from bench.errors import Unsupported
 from bench.families.completions import laid_out
 from bench.families.preference import Pair, Preference
@@ -82,7 +82,7 @@ class TabularWorld(PreferenceWorkload):
         source = sources.target
         tokenizer = source.tokenizer
         texts = [prompt.turns[-1] for prompt in text_file.read_prompts(OPENINGS)][: self.openings]
-        prompts: list[list[int]] = [tokenizer(text)["input_ids"] for text in texts]
+        prompts = [opened(tokenizer, text) for text in texts]
         answers = _answers(source, self.answers)
         generator = torch.Generator().manual_seed(seed)
         rewards = torch.randn(len(answers), generator=generator, dtype=torch.float64)

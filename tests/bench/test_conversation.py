@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bench.byte_tokenizer import EOS, PAD, byte_tokenizer
-from bench.conversation import Asked, continued, end_of_answer, ids_of, messages, transcript
+from bench.conversation import Asked, continued, end_of_answer, ids_of, messages, opened, transcript
 from bench.errors import Unsupported
 
 TURNS = (("user", "Hi."), ("assistant", "Hello."), ("user", "Bye."))
@@ -101,6 +101,17 @@ def test_an_answer_gets_no_space_of_its_own() -> None:
     assert decode(prompt + answer).endswith("assistant:So.</s>")
     # what the tokenizer does not know is no marker of its own
     assert ids_of(source, (), "The", [" sky \u00e9"], chat=True)[1][0][-2] == source.tokenizer.unk_token_id
+
+
+def test_a_text_that_is_gone_on_with_has_no_end() -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = with_dummy_prefix()
+    markers = [("<s>", tokenizer.bos_token_id), ("</s>", tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=markers)
+    assert tokenizer("So")["input_ids"][-1] == tokenizer.eos_token_id, "else this test says nothing"
+    assert tokenizer.decode(opened(tokenizer, "So")) == "<s>_So"
+    assert tokenizer.decode(ids_of(SimpleNamespace(tokenizer=tokenizer), (), "So", [" be"], chat=True)[0]) == "<s>_So"  # type: ignore[arg-type]
 
 
 def test_a_special_token_inside_an_answer_is_refused() -> None:
