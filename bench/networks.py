@@ -68,6 +68,6 @@ def still(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if hasattr(module, "attention_dropout"):  # read by the attention function, not a module
+        if isinstance(getattr(module, "attention_dropout", None), int | float):  # read by the attention function
             module.attention_dropout = 0.0
     return model.eval()

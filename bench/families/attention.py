@@ -15,6 +15,7 @@ from torch import Tensor, inf
 from torch import bool as bool_
 from torch.nn.functional import scaled_dot_product_attention
 
+from bench.families import own_attention
 from bench.technique import Phase, unmarked
 
 NAME = "packed_sdpa"
@@ -94,11 +95,15 @@ def _packed(mask: Tensor, group: int, key: Tensor) -> Tensor:
 
 
 def pack(model: Any) -> None:
-    """Let the model attend by `packed_sdpa`, where it computes by the library's interface and would by sdpa."""
+    """Let the model attend by `packed_sdpa`: where it computes by the library's interface and would by sdpa, or where a
+    function can be put in the place of its own code."""
     # these modules take two seconds to import, and a list of techniques needs none of them
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    if own_attention.fits(model):
+        own_attention.attend_by(model, marked(packed_sdpa))
+        return
     AttentionInterface.register(NAME, marked(packed_sdpa))
     AttentionMaskInterface.register(NAME, sdpa_mask)
     if model._can_set_attn_implementation() and model.config._attn_implementation == "sdpa":

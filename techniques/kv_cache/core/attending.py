@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from bench.errors import Unsupported
-from bench.families import attention
+from bench.families import attention, own_attention
 from bench.families import cache as kv
 from bench.families.attention import packed_sdpa
 from bench.technique import Phase
@@ -97,11 +97,14 @@ def link(model: Any) -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
+    if own_attention.fits(model):
+        own_attention.attend_by(model, attention.marked(linked_sdpa))
+        return
     used = model.config._attn_implementation
     if not model._can_set_attn_implementation() or used not in (attention.NAME, NAME):
         raise Unsupported(
-            f"such a cache needs a model whose cache and attention can be replaced by name; {model.config.model_type} "
-            f"attends by {used!r} in its own code, or has no key/value cache"
+            f"such a cache needs a model whose attention can be replaced; {model.config.model_type} attends by "
+            f"{used!r} in its own code, or has no key/value cache"
         )
     text = model.config.get_text_config(decoder=True)
     if getattr(text, "attn_logit_softcapping", None) is not None:

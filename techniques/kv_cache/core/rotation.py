@@ -13,6 +13,8 @@ from bench.families import cache as kv
 
 FIXED = {"default", "linear", "llama3", "yarn", "proportional"}
 """Kinds of rotary positions whose frequencies do not change with the length of the text."""
+IN_PAIRS = ("gptj", "codegen")
+"""Models whose code turns neighbouring dimensions, by tables of its own."""
 PROBE = 3
 """Distance over which a model's own rotation is compared with ours [tokens]."""
 
@@ -58,8 +60,8 @@ def rotation_if_any(model: Any) -> Rotation | None:
     Raises:
         Unsupported: it has others than those in halves.
     """
-    rotary = any(name.rpartition(".")[2] == "inv_freq" for name, _ in model.named_buffers())
-    return rotation_of(model) if rotary else None
+    turns = any(name.rpartition(".")[2] == "inv_freq" for name, _ in model.named_buffers())
+    return rotation_of(model) if turns or model.config.model_type in IN_PAIRS else None
 
 
 def rotation_of(model: Any) -> Rotation:
@@ -72,6 +74,8 @@ def rotation_of(model: Any) -> Rotation:
     Raises:
         Unsupported: the keys cannot be turned.
     """
+    if model.config.model_type in IN_PAIRS:
+        raise Unsupported(f"the keys of {model.config.model_type} are turned in pairs of neighbours, not in halves")
     found = [b for name, b in model.named_buffers() if name.rpartition(".")[2] == "inv_freq"]
     if not found:
         raise Unsupported(
