@@ -14,13 +14,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 
 from bench.families import cache as kv
-from bench.families.kv_oracle import HEADS, Observed, Reference, Witness, attending, read_stepwise
+from bench.families.kv_oracle import (
+    Observed,
+    Reference,
+    Witness,
+    attending,
+    attention_of,
+    mask_of,
+    read_stepwise,
+)
 from bench.workload import Gate
 
+HEADS = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+"""Largest error of a head's output, over the output it would have if all values had one sign: kernels for codes round
+the products of queries and keys to the model's type."""
 SLACK = 1e-3
 """What an error may exceed half a step by, as a share of it: the arithmetic of restoring."""
 
@@ -62,10 +72,9 @@ class Restored(Observed):
 
 def gate(model: Any, cache: Cache, ids: Tensor, context: int) -> Gate:
     """Read `ids` (batch, tokens) through the empty cache, token by token behind the context, and compare."""
-    name = model.config._attn_implementation
     observed = Restored(cache)
-    witness = Witness(AttentionInterface()[name], observed, Reference(context, observed.visible))
-    with attending(model, witness, AttentionMaskInterface()[name]):
+    witness = Witness(attention_of(model), observed, Reference(context, observed.visible))
+    with attending(model, witness, mask_of(model)):
         read_stepwise(model, ids, observed, context)
     counted = cache.get_seq_length() == ids.shape[1]
     allowed = HEADS[model.dtype]
