@@ -28,6 +28,7 @@ class AdaKv(SnapKv):
     """
 
     source: ClassVar[str] = "Feng et al. 2024, Ada-KV, algorithms 1 and 2"
+    prompt_only: ClassVar[bool] = True
 
     safeguard: float = Field(default=0.2, ge=0.0, le=1.0)
     """Share of the budget that is split evenly, `floor_alpha` of the published code; 1: SnapKV."""

@@ -22,8 +22,9 @@ class SnapKv(Eviction):
     """Keep the tokens that the last `window` queries attend to most, with their neighbours, and the window itself.
 
     The weights of the window are summed for each token in front of it, then pooled over `kernel` tokens. Each head
-    keeps its own. The prompt is compressed once; what follows stays. Query-aware: the window is the end of the
-    prompt, the question where there is one.
+    keeps its own. The prompt is compressed once, and what follows stays; with `every`, the same is done again by the
+    last `window` queries of what was read and written until then, which are held for it. Query-aware: the window is
+    the end of the prompt, the question where there is one.
 
     Differs from the paper:
         With grouped queries a head's score is the mean over its group. kvpress takes a window of 64 and the mean
@@ -54,8 +55,6 @@ class SnapKv(Eviction):
             workload={"name": "long_document", "context": 16384},
         ),
     )
-    prompt_only: ClassVar[bool] = True
-
     window: int = Field(default=32, ge=1)
     """Last queries of the prompt that are asked, and kept [tokens]."""
     kernel: int = Field(default=7, ge=1)
@@ -69,6 +68,10 @@ class SnapKv(Eviction):
         if kernel % 2 == 0:
             raise ValueError(f"kernel={kernel} has no middle; give an odd number")
         return kernel
+
+    @property
+    def asks(self) -> int:
+        return self.window
 
     def least(self, kept: int) -> int:
         return self.window + 1

@@ -44,7 +44,8 @@ class Eviction(Budgeted):
     """Base of the policies that score tokens: a technique says how important each one is."""
 
     prompt_only: ClassVar[bool] = False
-    """Whether the scores need the prompt's queries, which are gone when decoding."""
+    """Whether tokens are let go of behind the prompt alone: the scores need all of its queries, or set the heads'
+    shares."""
     watches: ClassVar[bool] = False
     """Whether the scores need the attention weights of every token: see `first_marks` and `mark`."""
 
@@ -55,11 +56,14 @@ class Eviction(Budgeted):
     @model_validator(mode="after")
     def _looks_at_the_prompt_only(self) -> Self:
         if self.prompt_only and self.every is not None:
-            raise ValueError(
-                f"every={self.every}: {stem(type(self))} scores by the prompt's queries and evicts behind the prompt "
-                "only; leave every out"
-            )
+            raise ValueError(f"every={self.every}: {stem(type(self))} evicts behind the prompt only; leave every out")
         return self
+
+    @property
+    def asks(self) -> int:
+        """Latest queries that are held for the scores, which are then given all in the order of the text; 0: scores
+        need the new token's alone, and no order [tokens]."""
+        return 0
 
     @abstractmethod
     def importance(self, seen: Seen) -> Tensor:
@@ -132,8 +136,11 @@ class Eviction(Budgeted):
                 f"{stem(type(self))} needs {needed}: give a ratio of {(needed + room) / total:.3g} or a budget of "
                 f"{needed + room} at least{hint}"
             )
+        if goes_on:  # shares are of the whole text, of which the context may be the smaller part
+            shares = self.of_layers(kept, total, layers)
+            return [Plan(min(share, context), share + room - min(share, context), True) for share in shares]
         shares = self.of_layers(min(kept, context), context, layers)
-        return [Plan(share, kept + room - min(kept, context), goes_on) for share in shares]
+        return [Plan(share, kept + room - min(kept, context), False) for share in shares]
 
 
 class ScoredLayer(RaggedLayer):
@@ -148,6 +155,8 @@ class ScoredLayer(RaggedLayer):
         self.left = plan.room
         """Tokens that may come before the next eviction [tokens]."""
         self.watching = policy.watches and plan.goes_on
+        self.asked: Tensor | None = None
+        """The latest queries `(batch, heads, asks, head_dim)`, where a policy asks them: token t's in slot t % asks."""
 
     def read_prompt(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> None:
         tokens = keys.shape[-2]
@@ -171,9 +180,13 @@ class ScoredLayer(RaggedLayer):
         self.store(keys, values, kept, rooms, notes if self.watching else {})
         if self.watching and self.plan.kept < tokens:
             self.policy.forget(self.padded(self.columns["marks"]))
+        if self.plan.goes_on and self.policy.asks:
+            self.asked = query[:, :, -self.policy.asks :].roll(tokens % self.policy.asks, 2)
 
     def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
         self.left -= 1
+        if self.asked is not None:
+            self.asked[:, :, (self.seen - 1) % self.asked.shape[2]] = query[:, :, 0]
         out = self.attend(module, query, scaling)
         if self.plan.goes_on and self.left == 0:
             with self.phase("evict"):
@@ -188,23 +201,30 @@ class ScoredLayer(RaggedLayer):
         self.left = self.policy.period(self.plan.kept + self.plan.room) or 0
         kept = self.plan.kept + self.plan.room - self.left
         columns = {name: self.padded(column) for name, column in self.columns.items()}
-        seen = Seen(
-            self.index,
-            self.seen,
-            kept,
-            query,
-            self.padded(self.keys),
-            self.padded(self.values),
-            columns["places"],
-            scaling,
-            columns.get("marks"),
-            self.state,
-        )
+        keys, values, places = self.padded(self.keys), self.padded(self.values), columns["places"]
+        order = None
+        if self.asked is not None:
+            # each query sees what lies before it, so what is held is put in the order of the text
+            query = self.asked.roll(-self.seen, 2)
+            order = places.argsort(-1)
+            keys, values = (part.take_along_dim(order[..., None], 2) for part in (keys, values))
+            places = places.gather(-1, order)
+        marks = columns.get("marks")
+        seen = Seen(self.index, self.seen, kept, query, keys, values, places, scaling, marks, self.state)
         importance = self.policy.importance(seen)
-        if self.level == kept + 1:
-            self.drop(importance.argmin(-1))
+        one = self.level == kept + 1
+        if order is None:
+            chosen = importance.argmin(-1) if one else importance.topk(kept, -1).indices
         else:
-            best = importance.topk(kept, -1).indices
-            self.keep(torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, best, True))
+            # pooled scores are often equal: of such the first of the text stay, as behind the prompt
+            ranked = order.gather(-1, importance.sort(dim=-1, descending=True, stable=True).indices)
+            chosen = ranked[..., -1] if one else ranked[..., :kept]
+        if one:
+            self.drop(chosen)
+        else:
+            self.keep(torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, chosen, True))
         if self.watching:
             self.policy.forget(self.padded(self.columns["marks"]))
+
+    def held(self) -> list[Tensor]:
+        return [*super().held(), *([] if self.asked is None else [self.asked])]

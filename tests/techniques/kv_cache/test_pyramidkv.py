@@ -45,3 +45,11 @@ def test_each_layer_keeps_its_share_of_the_best(name: str) -> None:
         got = made.held[0][layer][row][head] - set(range(CONTEXT - 4, CONTEXT))
         mine = window_scores(made, layer, row, head, technique)
         assert got == set(mine.topk(shares[layer] - 4).indices.tolist())
+
+
+def test_budgets_fall_where_most_of_the_text_is_still_to_come() -> None:
+    plans = PyramidKv(budget=60, window=4, every=2).plans(40, 200, 3)
+    # 58 in the mean: the first layer's 108 are more than the context has
+    assert [plan.kept + plan.room for plan in plans] == [111, 60, 9]
+    assert [plan.kept for plan in plans] == [40, 40, 7]
+    assert all(plan.goes_on for plan in plans)
