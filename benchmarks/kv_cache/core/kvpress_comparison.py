@@ -44,7 +44,7 @@ def kept(pair: Pair, source: Source, ids: list[int], context: int) -> dict[str, 
     cache: Any = policy.cache(prepared, 1, context, len(ids) - context)
     given = torch.tensor([ids])
     kv.read(prepared.model, given[:, :context], cache)
-    held = [[sorted(head) for head in layer.positions()[0].tolist()] for layer in cache.layers]
+    held = [[sorted(at for at in head if at >= 0) for head in layer.positions()[0].tolist()] for layer in cache.layers]
     places = range(context, len(ids))
     logits = [kv.read(prepared.model, given[:, at : at + 1], cache)[0, -1].tolist() for at in places]
     return {"held": held, "logits": logits}

@@ -46,6 +46,20 @@ PAIRS = (
         {"window_size": 16, "kernel_size": 5},
     ),
     Pair(
+        "adakv",
+        {"window": 16, "kernel": 5, "pooling": "mean", "safeguard": 0.0},
+        "AdaKVPress",
+        {"alpha_safeguard": 0.0, "press": ["SnapKVPress", {"window_size": 16, "kernel_size": 5}]},
+    ),
+    Pair(
+        "pyramidkv",
+        {"window": 16, "kernel": 5, "pooling": "mean"},
+        "PyramidKVPress",
+        {"window_size": 16, "kernel_size": 5},
+        "kvpress lets the window share in the slope, rounds each layer by itself, and is SnapKV where a layer would "
+        "keep less than the window",
+    ),
+    Pair(
         "tova",
         {"every": None},
         "TOVAPress",

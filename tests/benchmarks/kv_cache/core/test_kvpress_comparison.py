@@ -21,7 +21,9 @@ IDS = ids_of(Source("tiny:llama"), comparison.CONTEXT + comparison.NEW)[1]
 @pytest.mark.parametrize("pair", comparison.PAIRS, ids=lambda pair: pair.technique)
 def test_ours_keeps_as_much_as_a_press(pair: comparison.Pair) -> None:
     found = comparison.kept(pair, Source("tiny:llama"), IDS, comparison.CONTEXT)
-    assert [len(head) for layer in found["held"] for head in layer] == [kept_tokens(comparison.CONTEXT)] * 6
+    sizes = [len(head) for layer in found["held"] for head in layer]
+    assert sum(sizes) == 6 * kept_tokens(comparison.CONTEXT)
+    assert len(set(sizes)) > 1 or pair.technique not in ("adakv", "pyramidkv")
     assert all(0 <= at < comparison.CONTEXT for layer in found["held"] for head in layer for at in head)
     assert len(found["logits"]) == comparison.NEW
 
