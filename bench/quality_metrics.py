@@ -139,6 +139,17 @@ QUALITY = (
         relative=False,
     ),
     Metric(
+        "answer_score",
+        "quality",
+        "share",
+        "higher",
+        "LongBench's score of what was written: one over the classes named, where the right one is among them; the "
+        "share of the numbers given that are right; or the likeness of a line of code to the right one. Of several "
+        "accepted answers the best.",
+        0.01,
+        relative=False,
+    ),
+    Metric(
         "drift",
         "quality",
         "nat/token",

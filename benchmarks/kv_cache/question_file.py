@@ -16,7 +16,7 @@ from bench.registry import register
 from bench.workload import Built, Quality
 from benchmarks.kv_cache.core import answers
 from benchmarks.kv_cache.core.haystack import begin_of_text, encoder
-from benchmarks.kv_cache.core.question_file import FileQuestion, read_questions
+from benchmarks.kv_cache.core.question_file import FileQuestion, Scoring, read_questions
 from benchmarks.kv_cache.core.questions import Item, QuestionWorkload, item
 
 OWN = Path(__file__).with_suffix(".jsonl")
@@ -28,11 +28,12 @@ class QuestionFile(QuestionWorkload):
 
     All prompts have `context` tokens: a longer one loses the middle of its text, as in LongBench, and lines with a
     shorter one are left out; both are told. RULER's lines are scored by string match: the share of the answers that
-    are written, or whether any is where the question is about documents. Of LongBench those data sets are read whose
-    published metric is the F1 of words; the best accepted answer counts, and the first one's likelihood is taken.
+    are written, or whether any is where the question is about documents. Of LongBench the data sets in English are
+    read, without those of summaries, and scored as published: the F1 of words, the class that is named, the number that
+    is given, the likeness of a line of code; the best accepted answer counts, and the first one's likelihood is taken.
 
     Differs from the published: prompts of LongBench in our own words; the answer is at most `new_tokens` long, and
-    for the F1 it ends with its line.
+    for the F1 and for classes it ends with its line.
     """
 
     source: ClassVar[str] = (
@@ -59,8 +60,9 @@ class QuestionFile(QuestionWorkload):
 
     def _questions(self) -> list[FileQuestion]:
         found = read_questions(Path(self.path) if self.path else OWN)
-        if len({one.scoring == "f1" for one in found}) > 1:
-            raise UsageError(f"{self.path}: lines of RULER and lines of LongBench; give them as two files")
+        kinds = sorted({"string match" if one.scoring in ("all", "any") else one.scoring for one in found})
+        if len(kinds) > 1:
+            raise UsageError(f"{self.path}: lines that are scored by {' and by '.join(kinds)}; give a file for each")
         return found
 
     def build(self, sources: Sources, seed: int) -> Built:
@@ -98,22 +100,33 @@ class QuestionFile(QuestionWorkload):
         if lost < 0:
             return None
         kept = text[: room // 2] + text[room // 2 + lost :]
-        answer = encode(f" {asked.answers[0]}" if asked.scoring != "all" else f" {', '.join(asked.answers)}")
-        made = item(first + kept, question, cue, answer, asked.answers)
-        return {**made, "scoring": asked.scoring, "lost": lost}
+        made = item(first + kept, question, cue, encode(asked.answer), asked.answers)
+        return {**made, "scoring": asked.scoring, "classes": list(asked.classes), "lost": lost}
 
     def judged(self, written: str, one: Item) -> dict[str, float]:
         accepted: Sequence[str] = one["answers"]
-        if one["scoring"] == "f1":
-            line = written.strip().partition("\n")[0]
-            return {"answer_f1": max(answers.f1(line, answer) for answer in accepted)}
+        scoring = one["scoring"]
+        if scoring not in ("all", "any"):
+            given = written.strip().partition("\n")[0] if scoring in ("f1", "class") else written
+            score = {
+                "f1": answers.f1,
+                "class": lambda said, answer: answers.classified(said, answer, one["classes"]),
+                "number": answers.numbered,
+                "line": answers.line_likeness,
+            }[scoring]
+            return {_metric(scoring): max(score(given, answer) for answer in accepted)}
         found = answers.share_contained(written, accepted)
-        if one["scoring"] == "any":
+        if scoring == "any":
             found = float(found > 0)
         return {"exact_match": float(found == 1), "answers_found": found}
 
     def note(self, baseline: Quality, built: Built) -> dict[str, str]:
         return {**super().note(baseline, built), **built["notes"]}
+
+
+def _metric(scoring: Scoring) -> str:
+    """The metric that says whether a task is solved."""
+    return {"all": "exact_match", "any": "exact_match", "f1": "answer_f1"}.get(scoring, "answer_score")
 
 
 def notes(context: int, short: int, lost: Sequence[int]) -> dict[str, str]:

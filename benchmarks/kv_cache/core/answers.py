@@ -6,6 +6,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 
 
 def share_found(written: str, answers: Sequence[str]) -> float:
@@ -24,6 +25,28 @@ def f1(written: str, answer: str) -> float:
     said, true = _words(written), _words(answer)
     shared = (Counter(said) & Counter(true)).total()
     return 2 * shared / (len(said) + len(true)) if shared else 0.0
+
+
+def classified(written: str, answer: str, classes: Sequence[str]) -> float:
+    """One over the classes that a text names, where the answer is among them (LongBench's score of classes).
+
+    A class whose name is a part of the answer's does not count; the published code lets one of two such in a row count.
+    """
+    named = [one for one in classes if one in written and (one == answer or one not in answer)]
+    return 1 / len(named) if answer in named else 0.0
+
+
+def numbered(written: str, answer: str) -> float:
+    """Share of the numbers in a text that are the first one of the answer (LongBench's of counting and retrieval)."""
+    found, true = re.findall(r"\d+", written), re.findall(r"\d+", answer)
+    return found.count(true[0]) / len(found) if found else 0.0
+
+
+def line_likeness(written: str, answer: str) -> float:
+    """Likeness, in whole percents, of a line of code and of the first that is written without a mark of comments or
+    quotes (LongBench's of code)."""
+    lines = [line for line in written.lstrip("\n").split("\n") if not any(mark in line for mark in ("`", "#", "//"))]
+    return round(100 * SequenceMatcher(None, lines[0] if lines else "", answer).ratio()) / 100
 
 
 def _words(written: str) -> list[str]:

@@ -6,20 +6,43 @@ LongBench   {"context": "...", "input": "<question>", "answers": ["...", "..."],
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bench.text_file import each_line, records, text_of
 
-Scoring = Literal["all", "any", "f1"]
-"""The share of the answers that are found, whether any is, or the best F1 of them."""
+Scoring = Literal["all", "any", "f1", "class", "number", "line"]
+"""RULER's: the share of the answers that are found, or whether any is. LongBench's: the F1 of words, the class that is
+named, the number that is given, the likeness of a line of code; of several answers the best."""
 
-F1_SETS = ("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique", "triviaqa")
-"""LongBench's data sets whose published metric is the F1 of words."""
-WITH_CUE = ("triviaqa",)
-"""Those whose input is a passage with its question and the beginning of the answer."""
+
+class Form(NamedTuple):
+    """How a data set of LongBench is asked, and its published metric."""
+
+    question: str
+    """Behind the context; `{input}` stands for the line's."""
+    cue: str
+    scoring: Scoring
+
+
+_QUESTION = Form("\n\nQuestion: {input}", "\nAnswer:", "f1")
+_CODE = Form("{input}", "\nNext line of code:\n", "line")
+LONGBENCH: Mapping[str, Form] = {
+    **dict.fromkeys(("narrativeqa", "qasper", "multifieldqa_en", "hotpotqa", "2wikimqa", "musique"), _QUESTION),
+    # a passage or an example to go on with, and the beginning of the answer
+    "triviaqa": Form("\n\n{input}", "", "f1"),
+    "trec": Form("\n{input}", "", "class"),
+    "passage_count": Form("\n\nHow many different paragraphs are there?", "\nAnswer:", "number"),
+    "passage_retrieval_en": Form("\n\nWhich paragraph does this sum up?\n{input}", "\nAnswer:", "number"),
+    "lcc": _CODE,
+    "repobench-p": _CODE,
+}
+"""LongBench's data sets in English, without those whose answers are summaries."""
+NOT_ASKED = ("passage_count", "lcc")
+"""Those that ask the same of every line, whose input is empty."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,15 @@ class FileQuestion:
     """Beginning of the answer; empty where the file gives none."""
     answers: tuple[str, ...]
     scoring: Scoring
+    classes: tuple[str, ...] = ()
+    """Of which one is to be named."""
+
+    @property
+    def answer(self) -> str:
+        """The first answer, as it stands behind the prompt."""
+        if self.scoring == "line":
+            return self.answers[0]
+        return f" {', '.join(self.answers) if self.scoring == 'all' else self.answers[0]}"
 
 
 def read_questions(path: Path) -> list[FileQuestion]:
@@ -72,15 +104,16 @@ def _ruler(data: Mapping[str, Any]) -> FileQuestion:
 
 def _longbench(data: Mapping[str, Any]) -> FileQuestion:
     name = _field(data, "dataset").removesuffix("_e")
-    if name not in F1_SETS:
-        raise ValueError(f"the data set {name!r} is scored by a metric that is not computed; scored are {_F1_LISTED}")
-    context, question = _field(data, "context"), _field(data, "input")
-    if name in WITH_CUE:
-        return FileQuestion(context, f"\n\n{question}", "", _answers(data, "answers"), "f1")
-    return FileQuestion(context, f"\n\nQuestion: {question}", "\nAnswer:", _answers(data, "answers"), "f1")
-
-
-_F1_LISTED = ", ".join(F1_SETS)
+    if name not in LONGBENCH:
+        listed = ", ".join(LONGBENCH)
+        raise ValueError(f"the data set {name!r} is scored by a metric that is not computed; scored are {listed}")
+    form, answers = LONGBENCH[name], _answers(data, "answers")
+    asked = "" if name in NOT_ASKED else _field(data, "input")
+    classes = _answers(data, "all_classes") if form.scoring == "class" else ()
+    if form.scoring == "number" and not all(re.search(r"\d", answer) for answer in answers):
+        raise ValueError(f"an answer of {name} has no number: {answers[0]!r}")
+    question = form.question.replace("{input}", asked)
+    return FileQuestion(_field(data, "context"), question, form.cue, answers, form.scoring, classes)
 
 
 def _field(data: Mapping[str, Any], name: str) -> str:
@@ -90,7 +123,7 @@ def _field(data: Mapping[str, Any], name: str) -> str:
 
 
 def _answers(data: Mapping[str, Any], name: str) -> tuple[str, ...]:
-    found = data[name]
+    found = data.get(name)
     if not isinstance(found, list) or not found:
         raise ValueError(f"{name!r} is no list of answers, or an empty one")
     return tuple(text_of(answer, f"{name}[{index}]") for index, answer in enumerate(found))

@@ -23,7 +23,7 @@ PLANNED = {True: 10, False: 24}
 SHOWN_TOKENS = 48
 """End of a prompt that is shown beside its answer [tokens]."""
 
-SOLVED = ("exact_match", "answer_f1")
+SOLVED = ("exact_match", "answer_f1", "answer_score")
 """Metrics that tell whether the baseline can do a task at all."""
 
 Item = dict[str, Any]

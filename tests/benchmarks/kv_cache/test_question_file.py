@@ -87,6 +87,16 @@ def test_f1_is_that_of_the_best_answer_in_the_first_line():
     assert small().judged("\nno", one) == {"answer_f1": 0.0}
 
 
+@pytest.mark.parametrize(
+    ("scoring", "said", "expected"),
+    [("class", " b\nc", 1.0), ("number", " 3 or 4", 0.5), ("line", "x = 3\ny", 1.0), ("line", "    x = 3", 0.71)],
+)
+def test_longbenchs_other_scores(scoring: str, said: str, expected: float):
+    right = {"class": "b", "number": "Paragraph 3", "line": "x = 3"}[scoring]
+    one = {"scoring": scoring, "answers": ["-9-", right], "classes": ["a", "b", "c"]}
+    assert small().judged(said, one) == {"answer_score": expected}
+
+
 def test_own_questions():
     built = QuestionFile().build(SOURCES, 0)
     assert len(built["scored"]) == 10
@@ -109,7 +119,7 @@ def test_lines_that_are_too_short_are_left_out_and_told(tmp_path: Path):
 
 def test_two_formats_are_two_files(tmp_path: Path):
     other = {"input": "Who?", "context": "Ada.", "answers": ["Ada"], "dataset": "qasper"}
-    with pytest.raises(UsageError, match="give them as two files"):
+    with pytest.raises(UsageError, match="lines that are scored by f1 and by string match; give a file for each"):
         small(written(tmp_path, [ruler(0), other])).check()
     with pytest.raises(UsageError, match="No such file"):
         small(str(tmp_path / "none.jsonl")).check()

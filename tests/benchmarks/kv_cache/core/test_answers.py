@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.kv_cache.core.answers import f1, share_contained, share_found
+from benchmarks.kv_cache.core.answers import classified, f1, line_likeness, numbered, share_contained, share_found
 
 
 def test_whole_words_are_found_whatever_their_case():
@@ -25,3 +25,28 @@ def test_f1_by_hand():
     assert f1("red red red", "red blue") == pytest.approx(2 * (1 / 3) * (1 / 2) / (1 / 3 + 1 / 2))
     assert f1("", "red") == 0
     assert f1("the", "a") == 0
+
+
+def test_the_class_that_is_named():
+    classes = ["Other entity", "Other location", "City", "Individual", "Human", "Human group"]
+    assert classified(" City", "City", classes) == 1
+    assert classified("Other location, or City", "City", classes) == 0.5
+    assert classified("Other location", "City", classes) == 0
+    # a part of the right name is no other name; what is more than it is one
+    assert classified("Human group", "Human group", classes) == 1
+    assert classified("Human group", "Human", classes) == 0.5
+
+
+def test_the_number_that_is_given():
+    assert numbered(" Paragraph 12", "Paragraph 12") == 1
+    assert numbered("12 or 3, 12 of 40", "Paragraph 12") == 0.5
+    assert numbered("120", "12") == 0
+    assert numbered("none", "12") == 0
+
+
+def test_the_line_of_code_that_is_alike():
+    assert line_likeness("    return x\nmore", "    return x") == 1
+    assert line_likeness("```python\n# a comment\n// another\n    return x\n", "    return x") == 1
+    assert line_likeness("\n\nabcd", "bcde") == 0.75
+    assert line_likeness("``` ", "x") == 0
+    assert line_likeness("abc", "abd") == 0.67

@@ -52,6 +52,20 @@ def test_longbench():
     assert parse({**HOTPOT, "dataset": "triviaqa", "input": "P\nAnswer:"}).question == "\n\nP\nAnswer:"
 
 
+def test_the_other_data_sets_of_longbench():
+    trec = parse({**HOTPOT, "dataset": "trec", "input": "Question: Who?\nType:", "all_classes": ["Ada", "City"]})
+    assert trec == FileQuestion(
+        "A tower.\n\nAda built it.", "\nQuestion: Who?\nType:", "", ("Ada", "Ada H."), "class", ("Ada", "City")
+    )
+    assert trec.answer == " Ada"
+    counted = parse({**HOTPOT, "dataset": "passage_count", "input": "", "answers": ["12"]})
+    assert (counted.scoring, counted.cue, counted.answer) == ("number", "\nAnswer:", " 12")
+    code = parse({**HOTPOT, "dataset": "lcc_e", "input": "", "answers": ["    return {x}"]})
+    assert (code.scoring, code.question, code.answer) == ("line", "", "    return {x}")
+    within = parse({**HOTPOT, "dataset": "repobench-p", "input": "def f({x}):", "answers": ["    pass"]})
+    assert (within.question, within.cue) == ("def f({x}):", "\nNext line of code:\n")
+
+
 @pytest.mark.parametrize(
     ("line", "told"),
     [
@@ -64,6 +78,9 @@ def test_longbench():
         ({**NIAH, "outputs": ["17", ""]}, "'outputs[1]' is empty"),
         ({**HOTPOT, "dataset": "gov_report"}, "data set 'gov_report' is scored by a metric that is not computed"),
         ({**HOTPOT, "dataset": "multifieldqa_zh"}, "scored are narrativeqa, qasper"),
+        ({**HOTPOT, "dataset": "trec"}, "'all_classes' is no list of answers"),
+        ({**HOTPOT, "dataset": "passage_retrieval_en"}, "an answer of passage_retrieval_en has no number: 'Ada'"),
+        ({**HOTPOT, "dataset": "repobench-p", "input": ""}, "'input' is empty"),
         ({key: value for key, value in HOTPOT.items() if key != "context"}, "no 'context'; there is input, answers"),
         ({**HOTPOT, "answers": [None]}, "'answers[0]' is null"),
         ([1], "a list instead of an object"),
