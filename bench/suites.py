@@ -13,6 +13,8 @@ from bench.manifest import ROOT, resolve_device
 from bench.settings import Settings
 
 CONFIGS = ROOT / "configs"
+NAMED = 5
+"""So many keys that one that means nothing may have stood for are named at most."""
 Raw = dict[str, Any]
 
 
@@ -168,9 +170,12 @@ def _apply(raw: Raw, owner: str, field: str, value: Any) -> bool:
 
 
 def _meant(key: str, keys: list[str]) -> str:
-    """The keys that end in this one, which lacks its owner; else the nearest."""
-    owned = [repr(one) for one in keys if one.endswith(f".{key}")]
-    return f"; did you mean {' or '.join(owned)}?" if owned else registry.did_you_mean(key, keys)
+    """The keys that end as this one, whose owner is missing or another one; else the nearest."""
+    owned = [repr(one) for one in keys if one.endswith(f".{key.rpartition('.')[2]}")]
+    if not owned:
+        return registry.did_you_mean(key, keys, listed_by="bench show NAME")
+    more = f" or {len(owned) - NAMED} more" if len(owned) > NAMED else ""
+    return f"; did you mean {' or '.join(owned[:NAMED])}{more}?"
 
 
 def _keys(raw: Raw) -> list[str]:

@@ -90,6 +90,12 @@ def test_set_that_means_nothing(wrong: str) -> None:
         suites.override(RAW, [wrong])
 
 
+@pytest.mark.parametrize("key", ["preference.continuation.items", "workload.itms"])
+def test_what_was_meant_is_named(key: str) -> None:
+    with pytest.raises(UsageError, match=r"nothing in this config has it; did you mean 'workload\.items'\?$"):
+        suites.override({"comparisons": [{"workload": "continuation_pairs", "arms": ["dpo"]}]}, [f"{key}=3"])
+
+
 @pytest.mark.parametrize("name", ["cpu", "smoke"])
 def test_default_suites_keep_their_limits(name: str) -> None:
     checked = experiment.check(suites.find([name])[0], name)
