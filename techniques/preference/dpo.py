@@ -43,7 +43,7 @@ class Dpo(ReferredTechnique):
             expected=above(0.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
             out_of_reach="the paper's reviews and classifier are no workload of this program",
-            free=("learning_rate", "beta", "reference"),
+            free=("learning_rate", "warmup_steps", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
         Claim(
@@ -55,7 +55,7 @@ class Dpo(ReferredTechnique):
             expected=above(0.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
             out_of_reach="the paper's reviews and classifier are no workload of this program",
-            free=("learning_rate", "beta", "reference"),
+            free=("learning_rate", "warmup_steps", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
         Claim(
@@ -66,7 +66,7 @@ class Dpo(ReferredTechnique):
             expected=above(1.0),
             conditions={"model": "*gpt2-large*", "workload": "imdb*"},
             out_of_reach="the paper's reviews and classifier are no workload of this program",
-            free=("learning_rate", "beta"),
+            free=("learning_rate", "warmup_steps", "beta"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256},
         ),
         Claim(
