@@ -215,13 +215,18 @@ def held_bytes(cache: Cache | None) -> int:
     return sum(storages.values())
 
 
-def kept_tokens(cache: Cache) -> float:
-    """Tokens whose keys are held, the mean over rows, layers and heads."""
+def kept_tokens(cache: Cache, padding: Tensor | None = None) -> float:
+    """Tokens whose keys are held, the mean over rows, layers and heads.
+
+    Args:
+        padding: of the ids read, the first ones of each row that are none, `(batch,)`.
+    """
+    none = 0.0 if padding is None else float(padding.float().mean())
     counts = [
         float((layer.positions() >= 0).sum(-1).float().mean())
         if isinstance(layer, EvictingLayer)
-        # the library's layers with a sliding window have seen more than they hold
-        else float(min(layer.get_seq_length(), layer.keys.shape[-2]))
+        # the library's layers with a sliding window have seen more than they hold, and padding goes first
+        else min(layer.get_seq_length() - none, float(layer.keys.shape[-2]))
         for layer in cache.layers
     ]
     return sum(counts) / len(counts)

@@ -174,12 +174,8 @@ class KVCache(Technique):
 
     def _read(self, prepared: KVCachePrepared, job: KVCacheJob) -> Tensor:
         """Read contexts and questions into a new cache; the first token of each row, `(batch, 1)`."""
-        batch, context = job.contexts.shape
-        behind, pad = job.late + job.max_new_tokens, job.padding
-        if pad is None:
-            prepared.cache = self.cache(prepared, batch, context, behind)
-        else:
-            prepared.cache = self.padded_cache(prepared, context, pad.tolist(), behind)
+        pad = job.padding
+        prepared.cache = self._empty(prepared, job.contexts, pad, job.late + job.max_new_tokens)
         for layer in prepared.cache.layers:
             if isinstance(layer, kv.EvictingLayer):
                 layer.phase = job.phase
@@ -189,6 +185,13 @@ class KVCache(Technique):
                 logits = kv.read(prepared.model, ids, prepared.cache, padding=pad)
             return logits.argmax(-1)
 
+    def _empty(self, prepared: KVCachePrepared, contexts: Tensor, padding: Tensor | None, behind: int) -> Cache:
+        """An empty cache for contexts `(batch, context)` that go on for `behind` tokens."""
+        batch, context = contexts.shape
+        if padding is None:
+            return self.cache(prepared, batch, context, behind)
+        return self.padded_cache(prepared, context, padding.tolist(), behind)
+
     def generate(self, prepared: KVCachePrepared, job: KVCacheJob) -> Continuation:
         """Continue the contexts to the end."""
         emitted: list[tuple[Tensor, ...]] = []
@@ -197,7 +200,7 @@ class KVCache(Technique):
             emitted.append(step.outputs)
             if len(emitted) == job.max_new_tokens:
                 assert prepared.cache is not None
-                kept, held = kv.kept_tokens(prepared.cache), kv.held_bytes(prepared.cache)
+                kept, held = kv.kept_tokens(prepared.cache, job.padding), kv.held_bytes(prepared.cache)
         outputs: list[list[int]] = [torch.cat(row).tolist() for row in zip(*emitted, strict=True)]
         return Continuation(outputs, kept, held)
 
@@ -206,7 +209,14 @@ class KVCache(Technique):
         return self.score(prepared, ids, context).logprobs
 
     @torch.inference_mode()
-    def score(self, prepared: KVCachePrepared, ids: Tensor, context: int, full: Tensor | None = None) -> Scores:
+    def score(
+        self,
+        prepared: KVCachePrepared,
+        ids: Tensor,
+        context: int,
+        full: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> Scores:
         """Read the context at once and the true continuation token by token through the cache.
 
         The first token after the context is predicted by the prefill, before anything is evicted.
@@ -215,14 +225,15 @@ class KVCache(Technique):
             ids: `(batch, tokens)`, the context first.
             full: what the full cache predicts, `(batch, tokens - context, vocabulary)` (`full_logits`), to compare
                 with.
+            padding: ids in front of each row that are none, `(batch,)` [tokens].
         """
-        batch, total = ids.shape
-        prepared.cache = self.cache(prepared, batch, context, total - context)
-        logits = kv.read(prepared.model, ids[:, :context], prepared.cache)[:, -1]
+        total = ids.shape[1]
+        prepared.cache = self._empty(prepared, ids[:, :context], padding, total - context)
+        logits = kv.read(prepared.model, ids[:, :context], prepared.cache, padding=padding)[:, -1]
         scores, hits, divergences, agreements = [], [], [], []
         for place in range(context, total):
             if place > context:
-                logits = kv.read(prepared.model, ids[:, place - 1 : place], prepared.cache)[:, -1]
+                logits = kv.read(prepared.model, ids[:, place - 1 : place], prepared.cache, padding=padding)[:, -1]
             own = logits.float().log_softmax(-1)
             true = ids[:, place : place + 1]
             scores.append(own.gather(-1, true))
@@ -237,10 +248,10 @@ class KVCache(Technique):
 
 
 @torch.inference_mode()
-def full_logits(model: Any, ids: Tensor, context: int) -> Tensor:
+def full_logits(model: Any, ids: Tensor, context: int, padding: Tensor | None = None) -> Tensor:
     """What a cache that forgets nothing predicts behind the context: `(batch, tokens - context, vocabulary)`.
 
     The text is read in one pass, so that 16 bits round another way than token by token.
     """
     cache = kv.preallocated(model.config, ids.shape[1])
-    return kv.read(model, ids[:, :-1], cache, keep=ids.shape[1] - context)
+    return kv.read(model, ids[:, :-1], cache, keep=ids.shape[1] - context, padding=padding)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from bench.families import cache as kv
 from bench.families.kv_cache import Continuation, KVCache, KVCacheJob, KVCachePrepared, full_logits
 from bench.families.lossless import first_divergence
+from bench.families.texts import padded_left
 from bench.models import Source
 from bench.technique import Prepared, Technique
 from bench.workload import Built, Gate, Quality, Work, Workload
@@ -31,7 +33,7 @@ SHOWN_TOKENS = 16
 class KVCacheWorkload(Workload):
     """Base of the long-context workloads: texts whose end is scored, given their beginning.
 
-    `build` gives `{"scored": rows of context + new_tokens ids, "timed": rows of context ids}`.
+    `build` gives `{"scored": rows of a context and new_tokens ids, "timed": rows of a context's ids}`.
     """
 
     family: ClassVar[str] = "kv_cache"
@@ -39,6 +41,9 @@ class KVCacheWorkload(Workload):
 
     context: int = Field(default=1024, ge=8, le=1_048_576)
     """Tokens read before the first is emitted [tokens]."""
+    shortest: int | None = Field(default=None, ge=8)
+    """Contexts have `shortest` to `context` tokens, and those of a batch are padded to the longest; without it all have
+    `context` [tokens]."""
     new_tokens: int = Field(default=32, ge=2, le=65536)
     """Tokens emitted, and tokens scored, behind each context [tokens]."""
     items: int = Field(default=12, ge=1)
@@ -61,6 +66,12 @@ class KVCacheWorkload(Workload):
         return self
 
     @model_validator(mode="after")
+    def _shortest_is_shorter(self) -> Self:
+        if self.shortest is not None and self.shortest > self.context:
+            raise ValueError(f"shortest={self.shortest} is above context={self.context}; give at most as many")
+        return self
+
+    @model_validator(mode="after")
     def _reads_the_same(self) -> Self:
         if self.read_once and self.timed_contexts != self.batch:
             raise ValueError(
@@ -69,11 +80,17 @@ class KVCacheWorkload(Workload):
             )
         return self
 
+    def length(self, rng: random.Random) -> int:
+        """Of one context [tokens]."""
+        return self.context if self.shortest is None else rng.randint(self.shortest, self.context)
+
     def burst(self, built: Built, index: int, seed: int, device: str) -> KVCacheJob:
         timed = built["timed"]
         rows = [timed[(index * self.batch + row) % len(timed)] for row in range(self.batch)]
+        contexts, padding = padded(rows, device)
         return KVCacheJob(
-            contexts=torch.tensor(rows, device=device),
+            contexts=contexts,
+            padding=padding,
             max_new_tokens=self.new_tokens,
             seed=seed + index,
             read_once=self.read_once,
@@ -107,15 +124,16 @@ class KVCacheWorkload(Workload):
     ) -> Quality:
         assert isinstance(technique, KVCache)
         assert isinstance(prepared, KVCachePrepared)
-        ids = torch.tensor(built["scored"], device=source.device)  # (items, context + new_tokens)
         result = Quality(
             metrics={name: [] for name in ("nll", "next_token_accuracy", "step_divergence", "step_agreement")}
         )
         by_step: list[Tensor] = []
-        for rows in ids.split(self.batch):
-            job = KVCacheJob(contexts=rows[:, : self.context], max_new_tokens=self.new_tokens, seed=seed)
-            self.continued(technique.generate(prepared, job), result)
-            scores = technique.score(prepared, rows, self.context, full_logits(prepared.model, rows, self.context))
+        for rows, padding in self.batches(built, source.device):
+            context = rows.shape[1] - self.new_tokens
+            job = KVCacheJob(contexts=rows[:, :context], padding=padding, max_new_tokens=self.new_tokens, seed=seed)
+            self.continued(technique.generate(prepared, job), job, result)
+            full = full_logits(prepared.model, rows, context, padding)
+            scores = technique.score(prepared, rows, context, full, padding)
             assert scores.divergences is not None
             assert scores.agreements is not None
             result.metrics["nll"] += (-scores.logprobs.mean(1)).tolist()
@@ -129,19 +147,26 @@ class KVCacheWorkload(Workload):
         means = torch.cat(by_step).mean(0).tolist()
         result.curves["divergence_from_the_full_cache"] = [[float(step), mean] for step, mean in enumerate(means)]
         self.compared(result, reference)
-        result.texts = self._texts(source, ids, result.outputs)
-        result.gates = list(self.gates(technique, prepared, ids, self.context, result))
+        result.texts = self._texts(source, built["scored"], result.outputs)
+        result.gates = list(self.gates(technique, prepared, built, self.new_tokens, result, source.device))
         return result
 
-    def continued(self, made: Continuation, result: Quality) -> None:
+    def batches(self, built: Built, device: str) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Scored rows `(batch, tokens)`, and their padding: see `padded`."""
+        scored = built["scored"]
+        for first in range(0, len(scored), self.batch):
+            yield padded(scored[first : first + self.batch], device)
+
+    def continued(self, made: Continuation, job: KVCacheJob, result: Quality) -> None:
         """Take down what a cache wrote, and what it held."""
         rows = len(made.outputs)
         done = len(result.outputs)
         result.outputs += made.outputs
-        kept = result.counts.get("kept_tokens", 0.0)
-        result.counts["kept_tokens"] = (kept * done + made.kept_tokens * rows) / (done + rows)
+        none = 0.0 if job.padding is None else float(job.padding.float().mean())
+        seen = job.contexts.shape[1] - none + job.late + job.max_new_tokens - 1
+        for name, mean in (("kept_tokens", made.kept_tokens), ("seen_tokens", seen)):
+            result.counts[name] = (result.counts.get(name, 0.0) * done + mean * rows) / (done + rows)
         result.counts["kv_cache_bytes"] = max(result.counts.get("kv_cache_bytes", 0.0), float(made.bytes))
-        result.counts["seen_tokens"] = float(self.context + self.new_tokens - 1)
 
     def compared(self, result: Quality, reference: Quality | None) -> None:
         """Where what was written leaves the baseline's."""
@@ -150,21 +175,30 @@ class KVCacheWorkload(Workload):
             first_divergence(a, b) / max(len(b), 1) for a, b in zip(result.outputs, base, strict=True)
         ]
 
-    def _texts(self, source: Source, ids: Tensor, outputs: list[list[int]]) -> list[dict[str, str]]:
+    def _texts(self, source: Source, rows: list[list[int]], outputs: list[list[int]]) -> list[dict[str, str]]:
         decode = source.tokenizer.decode
         return [
             {
-                "prompt": "..." + decode(row[: self.context][-SHOWN_TOKENS:]),
+                "prompt": "..." + decode(row[: -self.new_tokens][-SHOWN_TOKENS:]),
                 "output": decode(output),
-                "true": decode(row[self.context :]),
+                "true": decode(row[-self.new_tokens :]),
             }
-            for row, output in zip(ids[:2].tolist(), outputs[:2], strict=True)
+            for row, output in zip(rows[:2], outputs[:2], strict=True)
         ]
 
     def gates(
-        self, technique: KVCache, prepared: KVCachePrepared, ids: Tensor, context: int, result: Quality
+        self,
+        technique: KVCache,
+        prepared: KVCachePrepared,
+        built: Built,
+        behind: int,
+        result: Quality,
+        device: str,
     ) -> Iterator[Gate]:
-        """Finite scores, full lengths, and the mask oracle on rows of `ids` whose first `context` are read at once."""
+        """Finite scores, full lengths, and the mask oracle on scored rows whose last `behind` ids are read one by one.
+
+        Of rows that would be padded the oracle reads one.
+        """
         scored = [value for values in result.metrics.values() for value in values]
         finite = bool(torch.tensor(scored).isfinite().all())
         yield Gate("finite", finite, "all figures of the quality pass are finite")
@@ -180,10 +214,19 @@ class KVCacheWorkload(Workload):
 
         if not kv_oracle.applies(prepared.model):
             return
-        behind = ids.shape[1] - context
+        rows, padding = padded(built["scored"][: min(self.batch, GATE_ROWS)], device)
+        if padding is not None:
+            rows, _ = padded(built["scored"][:1], device)
         steps = min(behind - 1, GATE_STEPS)
-        rows, context = ids[: min(self.batch, GATE_ROWS)], min(context, GATE_CONTEXT)
+        context = min(rows.shape[1] - behind, GATE_CONTEXT)
         # the sizes of the scored job, so that the budget is what it is there
         cache = technique.cache(prepared, len(rows), context, behind)
         judge = kv_rounding.gate if any(isinstance(a, kv.LossyLayer) for a in cache.layers) else kv_oracle.gate
         yield judge(prepared.model, cache, rows[:, : context + steps], context)
+
+
+def padded(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor | None]:
+    """Rows of ids that end together, `(batch, longest)`, and how many in front of each are none, `(batch,)`; no tensor
+    where all are as long."""
+    ids, padding = padded_left(rows, device)
+    return ids, padding if bool(padding.any()) else None

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bench.errors import BenchError
 from bench.families import cache as kv
-from bench.families.completions import PAD, Completions, laid_out
+from bench.families.completions import Completions, laid_out
+from bench.families.texts import padded_left
 
 HELD_LOGITS = 2**25
 """Logits of one network that are held at once where divergences are summed: 128 MiB in float32."""
@@ -30,6 +31,8 @@ class Rollout:
     """Ids that are never drawn, `(banned,)`."""
     reward: Callable[[str], float]
     """What a completion's text is worth."""
+    openings: tuple[str, ...] = ()
+    """All that is gone on from, in the order of their file: an error gives their number."""
 
 
 @torch.no_grad()
@@ -42,10 +45,8 @@ def sample(
         Unsupported: prompt and completion do not fit the model's context.
     """
     device = rollout.banned.device
-    longest = max(map(len, prompts))
-    padding = [longest - len(prompt) for prompt in prompts]
-    new = torch.tensor([[PAD] * pad + [*prompt] for pad, prompt in zip(padding, prompts, strict=True)], device=device)
-    start = torch.tensor(padding, device=device)[:, None]
+    new, padding = padded_left(prompts, str(device))
+    start, longest = padding[:, None], new.shape[1]
     columns = torch.arange(longest + rollout.limit, device=device)[None]
     text = columns >= start  # (rows, longest + limit)
     positions = (columns - start).clamp(min=0)
@@ -105,9 +106,10 @@ def scored(rollout: Rollout, texts: Sequence[str], openings: Sequence[str]) -> l
     rewards = [float(rollout.reward(text)) for text in texts]
     for reward, text, opening in zip(rewards, texts, openings, strict=True):
         if not math.isfinite(reward):
+            number = next((f"opening {n}, " for n, known in enumerate(rollout.openings, 1) if known in opening), "")
             raise BenchError(
-                f"the reward of a completion of {opening[-60:]!r} is {reward}, a finite number is needed; it begins "
-                f"{text[:40]!r}"
+                f"the reward of a completion of {number}{opening[-60:]!r} is {reward}, a finite number is needed; it "
+                f"begins {text[:40]!r}"
             )
     return rewards
 

@@ -51,6 +51,14 @@ def targets(text: Text) -> int:
     return len(text["ids"]) - max(text["prompt"], 1)
 
 
+def padded_left(rows: Sequence[Sequence[int]], device: str) -> tuple[Tensor, Tensor]:
+    """Rows of ids that end together, `(batch, longest)`, and how many ids in front of each are none, `(batch,)`."""
+    longest = max(map(len, rows))
+    padding = [longest - len(row) for row in rows]
+    ids = [[PAD] * pad + [*row] for pad, row in zip(padding, rows, strict=True)]
+    return torch.tensor(ids, device=device), torch.tensor(padding, device=device)
+
+
 def collate(rows: Sequence[Sequence[Text]], device: str, length: int = 0) -> TextBatch:
     """Rows of texts end to end, padded on the right.
 

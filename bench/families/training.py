@@ -167,10 +167,12 @@ class Training(Technique):
 
 @dataclass
 class Looks:
-    """Looks at a training, evenly over it, the last one at its end."""
+    """Looks at a training, evenly over it or denser at its beginning, the last one at its end."""
 
     count: int
     taken: int = 0
+    power: float = 1.0
+    """They lie at even shares of the training to this power."""
 
     def due(self, share: float) -> bool:
         """Whether a look is to be taken now; asked after every step.
@@ -178,7 +180,7 @@ class Looks:
         Args:
             share: of the training that is done, as `TrainingWorkload.train` tells.
         """
-        reached = int(share * self.count + 1e-9)  # a third three times is a whole
+        reached = int(share ** (1 / self.power) * self.count + 1e-9)  # a third three times is a whole
         self.taken, before = max(self.taken, reached), self.taken
         return reached > before
 
@@ -229,7 +231,7 @@ class TrainingWorkload(Workload):
         Args:
             watch: called after every step with the number of steps done, and which share of the training they are: of
                 its steps or of its seconds, whichever is the larger one.
-            limit: it ends behind the step in which its steps have taken so long [s].
+            limit: it ends when another step like those before would have taken it longer [s].
 
         Raises:
             Diverged: a loss is not finite; it carries the losses so far.
@@ -240,7 +242,8 @@ class TrainingWorkload(Workload):
         seconds = 0.0
         job = self.job(built, 0, self.steps, seed, device)
         with contextlib.closing(technique.steps(prepared, job)) as steps:
-            while seconds < limit:
+            ended = False
+            while not ended:
                 begin = time.perf_counter()
                 step = next(steps, None)
                 if step is None:
@@ -251,8 +254,9 @@ class TrainingWorkload(Workload):
                     raise Diverged(len(losses), losses)
                 losses.append(loss)
                 counts.update(step.counts)
+                ended = seconds / len(losses) * (len(losses) + 1) > limit
                 if watch is not None:
-                    watch(len(losses), min(1.0, max(len(losses) / self.steps, seconds / limit)))
+                    watch(len(losses), 1.0 if ended else max(len(losses) / self.steps, seconds / limit))
         return Course(losses, seconds, counts)
 
 

@@ -43,9 +43,19 @@ class LongDocument(KVCacheWorkload):
         test = _stream(sources.target, "test", seed, needed, self.path)
         train = _stream(sources.target, "train", seed, self.context, self.path)
         return {
-            "scored": _pieces(first, test, tokens, self.items),
-            "timed": _pieces(first, train, self.context, self.timed_contexts),
+            "scored": self._pieces(first, test, tokens, self.items, random.Random(f"{seed} test")),
+            "timed": self._pieces(first, train, self.context, self.timed_contexts, random.Random(f"{seed} train")),
         }
+
+    def _pieces(
+        self, first: list[int], stream: list[int], longest: int, count: int, rng: random.Random
+    ) -> list[list[int]]:
+        """`count` pieces of `longest` ids, from the beginning to the end of the stream at even distances; those of
+        shorter contexts end where they would."""
+        taken = longest - len(first)
+        last = len(stream) - taken
+        ends = [index * last // max(count - 1, 1) + taken for index in range(count)]
+        return [first + stream[end - taken + self.context - self.length(rng) : end] for end in ends]
 
 
 def _stream(source: Source, split: text.Split, seed: int, needed: int, path: str) -> list[int]:
@@ -59,11 +69,3 @@ def _stream(source: Source, split: text.Split, seed: int, needed: int, path: str
             f"and {needed} are needed; choose a smaller context, new_tokens or items"
         )
     return ids
-
-
-def _pieces(first: list[int], stream: list[int], length: int, count: int) -> list[list[int]]:
-    """`count` pieces of `length` ids, from the beginning to the end of the stream at even distances."""
-    taken = length - len(first)
-    last = len(stream) - taken
-    starts = [index * last // max(count - 1, 1) for index in range(count)]
-    return [first + stream[start : start + taken] for start in starts]

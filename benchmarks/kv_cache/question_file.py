@@ -27,10 +27,11 @@ class QuestionFile(QuestionWorkload):
     """Lines of a file, each a context, a question and its answers, in random order; some are timed, others scored.
 
     All prompts have `context` tokens: a longer one loses the middle of its text, as in LongBench, and lines with a
-    shorter one are left out; both are told. RULER's lines are scored by string match: the share of the answers that
-    are written, or whether any is where the question is about documents. Of LongBench the data sets in English are
-    read, without those of summaries, and scored as published: the F1 of words, the class that is named, the number that
-    is given, the likeness of a line of code; the best accepted answer counts, and the first one's likelihood is taken.
+    shorter one are left out, or from `shortest` on stay as they are; all is told. RULER's lines are scored by string
+    match: the share of the answers that are written, or whether any is where the question is about documents. Of
+    LongBench the data sets in English are read, without those of summaries, and scored as published: the F1 of words,
+    the class that is named, the number that is given, the likeness of a line of code; the best accepted answer counts,
+    and the first one's likelihood is taken.
 
     Differs from the published: prompts of LongBench in our own words; the answer is at most `new_tokens` long, and
     for the F1 and for classes it ends with its line.
@@ -43,7 +44,7 @@ class QuestionFile(QuestionWorkload):
     smallest: ClassVar[Mapping[str, int]] = {**QuestionWorkload.smallest, "context": 384}
 
     context: int = Field(default=384, ge=8, le=1_048_576)
-    """Length of every prompt [tokens]."""
+    """Length of every prompt, of the longest where `shortest` is given [tokens]."""
     new_tokens: int = Field(default=36, ge=2, le=65536)
     """Tokens written as an answer [tokens]."""
     items: int = Field(default=10, ge=1)
@@ -65,6 +66,11 @@ class QuestionFile(QuestionWorkload):
             raise UsageError(f"{self.path}: lines that are scored by {' and by '.join(kinds)}; give a file for each")
         return found
 
+    @property
+    def _least(self) -> str:
+        """The parameter that a line's prompt must reach."""
+        return f"context={self.context}" if self.shortest is None else f"shortest={self.shortest}"
+
     def build(self, sources: Sources, seed: int) -> Built:
         kv.check_length(sources.target.config, self.context + self.new_tokens)
         questions = self._questions()
@@ -75,14 +81,14 @@ class QuestionFile(QuestionWorkload):
         if len(long_enough) < wanted:
             raise UsageError(
                 f"{self.path or 'the file that comes with the program'}: {len(long_enough)} of {len(found)} lines have "
-                f"prompts of context={self.context} tokens or more, and items={self.items} and "
+                f"prompts of {self._least} tokens or more, and items={self.items} and "
                 f"timed_contexts={self.timed_contexts} need {wanted}: lower one of the three"
             )
         used = long_enough[:wanted]
         lost = [one["lost"] for one in used if one["lost"]]
         return {
             **self.built(used[: self.items], used[self.items :]),
-            "notes": notes(self.context, len(found) - len(long_enough), lost),
+            "notes": notes(self.context, self._least, len(found) - len(long_enough), lost),
         }
 
     def _item(self, source: Source, asked: FileQuestion) -> Item | None:
@@ -97,8 +103,9 @@ class QuestionFile(QuestionWorkload):
         if room < 1:
             raise UsageError(f"a question takes {self.context - room} tokens, context={self.context} is too small")
         lost = len(text) - room
-        if lost < 0:
+        if self.context + lost < (self.shortest or self.context):
             return None
+        lost = max(lost, 0)
         kept = text[: room // 2] + text[room // 2 + lost :]
         made = item(first + kept, question, cue, encode(asked.answer), asked.answers)
         return {**made, "scoring": asked.scoring, "classes": list(asked.classes), "lost": lost}
@@ -129,10 +136,14 @@ def _metric(scoring: Scoring) -> str:
     return {"all": "exact_match", "any": "exact_match", "f1": "answer_f1"}.get(scoring, "answer_score")
 
 
-def notes(context: int, short: int, lost: Sequence[int]) -> dict[str, str]:
+def notes(context: int, least: str, short: int, lost: Sequence[int]) -> dict[str, str]:
     """What a file lost on its way to the items -> what to do about it."""
+    shorter = "the context" if least.startswith("context") else least.partition("=")[2]
     found: Mapping[str, tuple[int, str]] = {
-        f"lines left out, as their prompts are shorter than the context: {short}": (short, "lower"),
-        f"prompts that lost their middle: {len(lost)}, {sum(lost)} tokens in all": (len(lost), "raise"),
+        f"lines left out, as their prompts are shorter than {shorter}: {short}": (short, f"lower {least}"),
+        f"prompts that lost their middle: {len(lost)}, {sum(lost)} tokens in all": (
+            len(lost),
+            f"raise context={context}",
+        ),
     }
-    return {what: f"{verb} context={context}" for what, (count, verb) in found.items() if count}
+    return {what: hint for what, (count, hint) in found.items() if count}

@@ -35,8 +35,8 @@ SHORT_OF_BUDGET = {
     )
 }
 FAR_FROM_LOOKS = {
-    "no look at its training lies within half and twice the divergence at which it is compared: what it is worth there "
-    "is read off a line between two that are far apart": "more workload.checkpoints"
+    "no look at its training lies within half and twice the divergence at which it is compared: reward_at_kl is read "
+    "off a line between two that are far apart": "more workload.checkpoints"
 }
 SHOWN = 2
 """Fresh prompts whose completions are shown."""
@@ -86,7 +86,8 @@ class ControlledSentiment(PreferenceWorkload):
     oracle: int = Field(default=16, ge=2)
     """Completions of each of them by the reference: its reward, best-of-n and the tilt."""
     checkpoints: int = Field(default=4, ge=1)
-    """As of every preference workload; here the policy also writes for the fresh openings."""
+    """As of every preference workload; here the policy also writes for the fresh openings. They lie at the squares of
+    even shares of the training, as the divergence grows with the square of what was learnt."""
     kl_budget: float = Field(default=2.0, gt=0)
     """The KL divergence at which arms are compared; that of the baseline's end where it does not get so far [nat]."""
     time_budget: float = Field(default=0.0, ge=0)
@@ -138,14 +139,17 @@ class ControlledSentiment(PreferenceWorkload):
             )
         return self.time_budget * reference.train_seconds
 
+    def _read(self) -> list[str]:
+        prompts = text_file.read_prompts(Path(self.path) if self.path else OPENINGS)
+        return list(dict.fromkeys(prompt.turns[-1] for prompt in prompts))
+
     def _openings(self) -> tuple[list[str], list[str]]:
         """Those to train on, and the fresh ones.
 
         Raises:
             UsageError: the file is missing, malformed or too short.
         """
-        prompts = text_file.read_prompts(Path(self.path) if self.path else OPENINGS)
-        texts = list(dict.fromkeys(prompt.turns[-1] for prompt in prompts))
+        texts = self._read()
         fresh = texts[FRESH_EVERY - 1 :: FRESH_EVERY][: self.fresh]
         if len(fresh) < self.fresh:
             raise UsageError(
@@ -158,7 +162,7 @@ class ControlledSentiment(PreferenceWorkload):
     def rollout(self, built: Built, device: str) -> Rollout:
         drawn = built["drawn"]
         banned = torch.tensor(drawn["banned"], device=device, dtype=torch.long)
-        return Rollout(self.completion, drawn["stop"], banned, rewards.named(built["reward"]))
+        return Rollout(self.completion, drawn["stop"], banned, rewards.named(built["reward"]), tuple(self._read()))
 
     def build(self, sources: Sources, seed: int) -> Built:
         source = sources.target
@@ -220,7 +224,7 @@ class ControlledSentiment(PreferenceWorkload):
         start = source.model() if technique.trains else None
         looks = [Look(0, [mean(own) for own in built["oracle"]], [0.0] * len(built["oracle"]))]
         limit = self._limit(technique, reference)
-        checkpoints = Looks(self.checkpoints)
+        checkpoints = Looks(self.checkpoints, power=2)
 
         def watch(step: int, share: float) -> None:
             if checkpoints.due(share) or not looks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import unicodedata
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
@@ -13,15 +12,23 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from bench.claim import Claim, about, above, at_most
-from bench.conversation import special_ids
 from bench.families import cache as kv
-from bench.families.kv_cache import QUERY_AWARE, KVCache, KVCachePrepared
+from bench.families.kv_cache import QUERY_AWARE, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers, link
-from techniques.kv_cache.core.profile import Part, members, received, share_of
+from techniques.kv_cache.core.budget import Budgeted
+from techniques.kv_cache.core.profile import (
+    SPECIAL,
+    Part,
+    affordable,
+    kinds_of_ids,
+    members,
+    received,
+    share_of,
+    sufficient,
+)
 from techniques.kv_cache.core.ragged import RaggedLayer, quick
-from techniques.kv_cache.core.rows import by_row
 from techniques.kv_cache.core.scores import Seen
 
 
@@ -58,10 +65,12 @@ class FastGenLayer(RaggedLayer):
     def read_prompt(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> None:
         tokens = keys.shape[-2]
         positions = torch.arange(tokens, device=keys.device).expand(*keys.shape[:2], -1)
-        kinds = self.kinds[:, None].expand_as(positions)
+        of_rows = self.kinds.clone()
+        of_rows[:, : self.technique.sinks] = SPECIAL
+        kinds = of_rows[:, None].expand_as(positions)
         seen = Seen(self.index, tokens, tokens, query, keys, values, positions, scaling)
-        self.policies, kept, marks = self.technique.profile(seen, kinds)
-        seldom = max(16, tokens // 32)
+        self.policies, kept, marks = self.technique.profile(seen, kinds, self.new_tokens)
+        seldom = blocked(tokens)
         self.every = self.left = self.technique.every or seldom
         self.block = max(self.every, seldom)
         full = self._full()
@@ -121,6 +130,11 @@ class FastGenLayer(RaggedLayer):
         return self.policies > len(self.technique.order)
 
 
+def blocked(tokens: int) -> int:
+    """Slots for tokens to come that a head is given at once behind so many [slots]."""
+    return max(16, tokens // 32)
+
+
 def chosen(unions: list[Tensor], policies: Tensor) -> Tensor:
     """What each head's policy keeps: of the growing `unions` (batch, kv_heads, held) the one of that number."""
     return torch.stack(unions).gather(0, (policies - 1)[None, ..., None].expand(1, *unions[0].shape))[0]
@@ -169,7 +183,7 @@ ABLATED: Mapping[Part, tuple[str, float]] = {
 
 
 @register
-class FastGen(KVCache):
+class FastGen(Budgeted):
     """Profile each head behind the prompt; it keeps the smallest set of tokens that recovers its attention.
 
     Candidates grow along a chain: special tokens, then also punctuation, then also the most frequent tokens (the
@@ -178,7 +192,8 @@ class FastGen(KVCache):
     half the L1 norm between a head's attention and what remains of it, renormalised, is 1 minus that share. The
     first set with a recovery of `recovery` is the head's policy, and stays so while decoding: with every `every`
     tokens those go that the policy does not cover, new ones and old. Shares are of the tokens seen so far.
-    `recovery=1` keeps everything, in any precision.
+    `recovery=1` keeps everything, in any precision. With `ratio` or `budget` each layer has the highest recovery whose
+    sets fit, as far as the prompt tells what they grow to.
 
     Every head's storage is what it keeps, and slots for the next tokens, 16 at least or a 32nd of the prompt's; where
     they are used up, the layer is laid out anew. Frequent tokens are the best of all that are held, also of those that
@@ -248,12 +263,22 @@ class FastGen(KVCache):
         "fastgen_frequent_first": {"order": ("special", "frequent", "local", "punctuation")},
         "fastgen_local_only": {"order": ("local",), "recovery": 0.0},
         "fastgen_frequent_only": {"order": ("frequent",), "recovery": 0.0},
+        "fastgen_frequent_and_local": {"order": ("frequent", "local"), "recovery": 0.0, "first": 2},
     }
 
-    recovery: float = Field(default=0.95, ge=0.0, le=1.0)
-    """Share of its attention that a head's policy must recover, the paper's T."""
+    sizes: ClassVar[tuple[str, ...]] = ("recovery", "ratio", "budget")
+
+    recovery: float | None = Field(default=0.95, ge=0.0, le=1.0)
+    """Share of its attention that a head's policy must recover, the paper's T; or give `ratio` or `budget`."""
+    ratio: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of context and new tokens that a layer's heads have slots for in the mean."""
     order: tuple[Part, ...] = Field(default=("special", "punctuation", "frequent", "local"), min_length=1)
     """The chain: parts that are added one by one, before everything."""
+    first: int = Field(default=1, ge=1)
+    """Parts of the chain that every head keeps; 1: the first alone, where that is enough."""
+    sinks: int = Field(default=0, ge=0, le=1024)
+    """First tokens that count as special, whatever they are: 1 where the tokenizer puts no begin-of-text there
+    [tokens]."""
     frequent: float = Field(default=0.3, gt=0.0, le=1.0)
     """Share of the tokens that are frequent ones, the paper's r_f."""
     local: float = Field(default=0.3, gt=0.0, le=1.0)
@@ -268,6 +293,8 @@ class FastGen(KVCache):
     def _no_part_twice(self) -> Self:
         if len(set(self.order)) < len(self.order):
             raise ValueError(f"order={', '.join(self.order)} names a part twice")
+        if self.first > len(self.order):
+            raise ValueError(f"first={self.first} of a chain of {len(self.order)}; give at most as many")
         return self
 
     def prepare(self, sources: Sources) -> KVCachePrepared:
@@ -284,11 +311,10 @@ class FastGen(KVCache):
         layers = range(check_layers(config))
         return Cache(layers=[FastGenLayer(self, index, prepared.state, new_tokens) for index in layers])
 
-    def padded_cache(self, prepared: KVCachePrepared, context: int, padding: list[int], new_tokens: int) -> Cache:
-        return by_row([self.cache(prepared, 1, context - pad, new_tokens) for pad in padding], padding)
-
-    def profile(self, seen: Seen, kinds: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def profile(self, seen: Seen, kinds: Tensor, new_tokens: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """The heads' policies behind a prompt whose tokens are of these `kinds` (batch, kv_heads, tokens).
+
+        `new_tokens` are to come [tokens].
 
         Returns:
             Policies `(batch, kv_heads)`, the tokens kept `(batch, kv_heads, tokens)`, and the attention that each
@@ -296,7 +322,7 @@ class FastGen(KVCache):
         """
         got = received(seen, share_of(self.local, seen.tokens))
         marks = got.total.mean(2) * seen.tokens
-        enough = []
+        shares = []
         fixed, near = torch.zeros_like(kinds, dtype=torch.bool), False
         for part in self.order:
             if part == "local":
@@ -304,12 +330,20 @@ class FastGen(KVCache):
             else:
                 fixed = fixed | members(part, kinds, marks, seen.positions, seen.tokens, self.frequent)
             mass = torch.where(fixed[:, :, None], got.total, got.near if near else 0.0).sum(-1)  # per query head
-            recovered = mass.mean(-1) if self.group == "mean" else mass.amin(-1)
-            # where all is asked for, only everything is enough, whatever a sum is rounded to
-            enough.append((recovered >= self.recovery) & (self.recovery < 1))
-        enough.append(torch.ones_like(enough[0]))
-        policies = torch.stack(enough).int().argmax(0) + 1  # the first that is enough
-        return policies, chosen(self.unions(kinds, marks, seen.positions, seen.tokens), policies), marks
+            shares.append(mass.mean(-1) if self.group == "mean" else mass.amin(-1))
+        recovered = torch.stack(shares, -1)  # (batch, kv_heads, sets)
+        unions = self.unions(kinds, marks, seen.positions, seen.tokens)
+        skipped = self.first - 1
+        recovered = recovered[..., skipped:]
+        if self.recovery is not None:
+            policies = sufficient(recovered, self.recovery) + skipped
+        else:
+            total = seen.tokens + new_tokens
+            kept = torch.stack(unions, -1).sum(2)  # (batch, kv_heads, sets + 1)
+            grown = (kept * total / seen.tokens).ceil().long() + max(self.every or 0, blocked(seen.tokens))
+            slots = grown.clamp(max=total)[..., skipped:]
+            policies = affordable(recovered, slots, self.size(total) * kinds.shape[1]) + skipped
+        return policies, chosen(unions, policies), marks
 
     def unions(self, kinds: Tensor, marks: Tensor, positions: Tensor, tokens: int) -> list[Tensor]:
         """What the growing sets of the chain cover of the held tokens, and at last everything: see `members`."""
@@ -319,18 +353,3 @@ class FastGen(KVCache):
             own = members(part, kinds, marks, positions, tokens, share)
             made.append(own | made[-1] if made else own)
         return [*made, torch.ones_like(made[0])]
-
-
-def kinds_of_ids(tokenizer: Any, vocabulary: int) -> Tensor:
-    """What each id of a vocabulary is, int8 `(vocabulary,)`: 1 special, 2 punctuation and nothing else, 0 otherwise.
-
-    Markers of a chat are special, whether the tokenizer lists them by name or among its added tokens alone.
-    """
-    kinds = torch.zeros(vocabulary, dtype=torch.int8)
-    texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
-    for token, text in enumerate(texts):
-        signs = text.strip()
-        if signs and all(unicodedata.category(sign).startswith("P") for sign in signs):
-            kinds[token] = 2
-    kinds[[token for token in special_ids(tokenizer) if token < vocabulary]] = 1
-    return kinds

@@ -11,15 +11,16 @@ from transformers.cache_utils import Cache
 from bench.claim import Claim, at_least, at_most
 from bench.errors import Unsupported
 from bench.families import cache as kv
-from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
+from bench.families.kv_cache import QUERY_AGNOSTIC, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.quantized import PerChannel, PerToken, QuantizedLayer, head_width
+from techniques.kv_cache.core.rows import RowByRow
 
 
 @register
-class Kivi(KVCache):
+class Kivi(RowByRow):
     """Round keys in groups of tokens of one channel, and values in groups of channels of one token.
 
     A few channels of the keys are large in all tokens, so each is rounded by a range of its own. The latest tokens

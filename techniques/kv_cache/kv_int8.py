@@ -7,16 +7,17 @@ from typing import ClassVar
 from transformers.cache_utils import Cache
 
 from bench.families import cache as kv
-from bench.families.kv_cache import QUERY_AGNOSTIC, KVCache, KVCachePrepared
+from bench.families.kv_cache import QUERY_AGNOSTIC, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
 from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.eight_bits import PerTokenInt8
 from techniques.kv_cache.core.quantized import QuantizedLayer
+from techniques.kv_cache.core.rows import RowByRow
 
 
 @register
-class KvInt8(KVCache):
+class KvInt8(RowByRow):
     """Round each token's keys and values to 255 values around 0, up to the largest of its head.
 
     Every head of every token has a step in 16 bits. All tokens stay, none is exact; storage of the

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 from bench.claim import Claim, at_most, below
 from bench.errors import Unsupported
 from bench.families import cache as kv
+from bench.families.attention import packed_sdpa
 from bench.families.kv_cache import QUERY_AGNOSTIC, KVCachePrepared
 from bench.models import Sources
 from bench.registry import register
@@ -27,6 +28,8 @@ class StreamingLayer(kv.EvictingLayer):
     A token at position p lies in slot p, later in `sinks + (p - sinks) % window`: attention does not ask in which
     order its keys lie, each carries its own position.
     """
+
+    reads_prompt = False
 
     def __init__(self, size: int, sinks: int, rotation: Rotation | None) -> None:
         super().__init__()
@@ -76,6 +79,14 @@ class StreamingLayer(kv.EvictingLayer):
             # sinks come nearer by what is missing between
             self.keys[:, :, : self.sinks] = self.rotation(self.unturned, self.evicted)
         return self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+
+    def read_prompt(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> None:
+        raise AssertionError("a prompt is stored as it comes")
+
+    def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
+        """Attend with `(batch, heads, 1, head_dim)` to all that is held -> `(batch, 1, heads, head_dim)`."""
+        keys, values = self.keys[:, :, : self.filled], self.values[:, :, : self.filled]
+        return packed_sdpa(module, query, keys, values, None, scaling=scaling)[0]
 
     def _slot(self, position: int) -> int:
         if position < self.sinks:

@@ -21,6 +21,8 @@ class Unlikelihood(PolicyTechnique):
 
     DPO's paper has it as a baseline, with a weight on the second part, and reports that it degenerates. It subtracts
     the rejected completion's log p there; the form here is that of the method's own paper, which has a lower bound.
+
+    A pair of equal texts is not without effect: it is imitated, and pushed away from by `weight` of it.
     """
 
     source: ClassVar[str] = "Welleck et al. 2019, Neural Text Generation with Unlikelihood Training (token level)"

@@ -124,7 +124,7 @@ def test_a_hub_models_work_is_unknown_not_zero() -> None:
     assert all(stage.work is None for stage in stages)
 
 
-@pytest.mark.parametrize(("name", "minutes"), [("sentiment", 52), ("sentiment_small", 10), ("dpo_peer", 12)])
+@pytest.mark.parametrize(("name", "minutes"), [("sentiment", 52), ("sentiment_small", 17), ("dpo_peer", 12)])
 def test_preference_configs_keep_their_limits(name: str, minutes: int) -> None:
     checked = experiment.check(suites.find([name])[0], name)
     assert plan.total(checked, "cpu", "bfloat16") <= minutes * 60

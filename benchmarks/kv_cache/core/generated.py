@@ -32,7 +32,7 @@ class GeneratedQuestions(QuestionWorkload):
         return self.built(scored, self.items_of(sources.target, seed, "train", self.timed_contexts))
 
     def items_of(self, source: Source, seed: int, split: text.Split, count: int) -> list[Item]:
-        """Items with prompts of exactly `context` tokens."""
+        """Items with prompts of exactly `context` tokens, or of as many as are drawn from `shortest` on."""
         encode = encoder(source)
         first = begin_of_text(source) if self.begin else []
         items = []
@@ -40,7 +40,7 @@ class GeneratedQuestions(QuestionWorkload):
             rng = random.Random(f"{seed} {split} {index}")
             asked = self.ask(rng, (index + rng.random()) / count, split)
             question, cue = encode(asked.question), encode(asked.cue)
-            room = self.context - len(first) - len(question) - len(cue)
+            room = self.length(rng) - len(first) - len(question) - len(cue)
             placed = haystack(asked, encode, room)
             places = [(start + len(first), end + len(first)) for start, end in placed.places]
             items.append(item(first + placed.ids, question, cue, encode(f" {', '.join(asked.answers)}"), asked.answers))

@@ -7,7 +7,6 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import Any, ClassVar
 
-import torch
 from pydantic import Field
 
 from bench.errors import UsageError
@@ -67,10 +66,15 @@ class QuestionWorkload(KVCacheWorkload):
                 f"give new_tokens={longest + 1} at least, to see where it ends"
             )
         late = max(len(one["cue"]) + (0 if self.query_aware else len(one["question"])) for one in [*scored, *timed])
+        least = min(len(prompt(one)) for one in [*scored, *timed])
+        if least <= late:
+            raise UsageError(
+                f"a prompt has {least} tokens, of which {late} are read one by one; give shortest={late + 8} at least"
+            )
         # what stands behind an answer is never looked at
         rows = [prompt(one) + one["answer"] + one["answer"][-1:] * self.new_tokens for one in scored]
         return {
-            "scored": [row[: self.context + self.new_tokens] for row in rows],
+            "scored": [row[: len(prompt(one)) + self.new_tokens] for row, one in zip(rows, scored, strict=True)],
             "timed": [prompt(one) for one in timed],
             "late": late,
             "items": [
@@ -80,7 +84,7 @@ class QuestionWorkload(KVCacheWorkload):
 
     def burst(self, built: Built, index: int, seed: int, device: str) -> KVCacheJob:
         job = super().burst(built, index, seed, device)
-        split = self.context - built["late"]
+        split = job.contexts.shape[1] - built["late"]
         return replace(job, contexts=job.contexts[:, :split], questions=job.contexts[:, split:])
 
     def work(self) -> tuple[Work, Work, Work]:
@@ -99,19 +103,20 @@ class QuestionWorkload(KVCacheWorkload):
     ) -> Quality:
         assert isinstance(technique, KVCache)
         assert isinstance(prepared, KVCachePrepared)
-        ids = torch.tensor(built["scored"], device=source.device)  # (items, context + new_tokens)
-        split = self.context - built["late"]
+        behind = built["late"] + self.new_tokens
         result = Quality(metrics={"answer_nll": []})
         likelihoods: list[list[float]] = []
-        for rows in ids.split(self.batch):
+        for rows, padding in self.batches(built, source.device):
+            split = rows.shape[1] - behind
             job = KVCacheJob(
                 contexts=rows[:, :split],
-                questions=rows[:, split : self.context],
+                questions=rows[:, split : -self.new_tokens],
+                padding=padding,
                 max_new_tokens=self.new_tokens,
                 seed=seed,
             )
-            self.continued(technique.generate(prepared, job), result)
-            likelihoods += technique.score(prepared, rows, split).logprobs[:, built["late"] :].tolist()
+            self.continued(technique.generate(prepared, job), job, result)
+            likelihoods += technique.score(prepared, rows, split, padding=padding).logprobs[:, built["late"] :].tolist()
         decode = source.tokenizer.decode
         ends = set(source.tokenizer.all_special_ids)
         written = [decode(list(takewhile(lambda token: token not in ends, output))) for output in result.outputs]
@@ -123,13 +128,13 @@ class QuestionWorkload(KVCacheWorkload):
         result.notes = self.note(reference or result, built)
         result.texts = [
             {
-                "prompt": "..." + decode(row[: self.context][-SHOWN_TOKENS:]),
+                "prompt": "..." + decode(row[: -self.new_tokens][-SHOWN_TOKENS:]),
                 "output": said,
                 "true": ", ".join(one["answers"]),
             }
-            for row, said, one in zip(ids[:2].tolist(), written, built["items"], strict=False)
+            for row, said, one in zip(built["scored"][:2], written, built["items"], strict=False)
         ]
-        result.gates = list(self.gates(technique, prepared, ids, split, result))
+        result.gates = list(self.gates(technique, prepared, built, behind, result, source.device))
         return result
 
     def judged(self, written: str, one: Item) -> dict[str, float]:

@@ -61,7 +61,7 @@ def tilt(table: Table, temperatures: Sequence[float] = TEMPERATURES) -> list[Poi
 
 
 def at_budget(divergences: Sequence[float], rewards: Sequence[Sequence[float]], budget: float) -> list[float]:
-    """Reward of each prompt where an arm's path first reaches a KL divergence.
+    """Reward of each prompt where an arm's path was last at a KL divergence; of an arm that ends there, its end's.
 
     Between checkpoints it is taken as linear in the root of the divergence, as rewards rise near the reference (Gao et
     al. 2023, Scaling Laws for Reward Model Overoptimization, section 3); over the divergence itself a chord is too low.
@@ -71,16 +71,16 @@ def at_budget(divergences: Sequence[float], rewards: Sequence[Sequence[float]], 
         rewards: per checkpoint, of each prompt.
 
     Returns:
-        Those of the last checkpoint where the budget is never reached.
+        Those of the last checkpoint where all are below the budget, of the first where all are above it.
     """
-    for place in range(1, len(divergences)):
+    for place in range(len(divergences) - 1, 0, -1):
         before, after = divergences[place - 1], divergences[place]
-        if after >= budget:
+        if min(before, after) <= budget <= max(before, after):
             # a divergence that is 0 may be summed to a little less
             start, end, wanted = (math.sqrt(max(one, 0.0)) for one in (before, after, budget))
-            share = min(max((wanted - start) / (end - start), 0.0), 1.0) if end > start else 1.0
+            share = (wanted - start) / (end - start) if end != start else 1.0
             return [low + share * (high - low) for low, high in zip(rewards[place - 1], rewards[place], strict=True)]
-    return list(rewards[-1])
+    return list(rewards[-1] if divergences[-1] < budget else rewards[0])
 
 
 def rise(table: Table, reward: float, samples: int) -> float | None:

@@ -7,10 +7,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from bench.families.kv_cache import KVCache
+from techniques.kv_cache.core.rows import RowByRow
 
 
-class Budgeted(KVCache):
+class Budgeted(RowByRow):
     """Base of the techniques that hold a share of the tokens, or a number of them."""
 
     sizes: ClassVar[tuple[str, ...]] = ("ratio", "budget")
@@ -24,8 +24,9 @@ class Budgeted(KVCache):
     @model_validator(mode="before")
     @classmethod
     def _another_size_instead(cls, data: Any) -> Any:
-        if isinstance(data, Mapping) and "ratio" not in data and any(data.get(n) is not None for n in cls.sizes):
-            return {**data, "ratio": None}
+        usual = next(name for name in cls.sizes if cls.model_fields[name].default is not None)
+        if isinstance(data, Mapping) and usual not in data and any(data.get(n) is not None for n in cls.sizes):
+            return {**data, usual: None}
         return data
 
     @model_validator(mode="after")

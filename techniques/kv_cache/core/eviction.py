@@ -24,7 +24,6 @@ from bench.registry import stem
 from techniques.kv_cache.core.attending import check_layers, link
 from techniques.kv_cache.core.budget import Budgeted
 from techniques.kv_cache.core.ragged import RaggedLayer
-from techniques.kv_cache.core.rows import by_row
 from techniques.kv_cache.core.scores import Seen
 
 
@@ -110,9 +109,6 @@ class Eviction(Budgeted):
         kv.check_length(config, context + new_tokens)
         plans = self.plans(context, new_tokens, check_layers(config))
         return Cache(layers=[ScoredLayer(self, index, plan, prepared.state) for index, plan in enumerate(plans)])
-
-    def padded_cache(self, prepared: KVCachePrepared, context: int, padding: list[int], new_tokens: int) -> Cache:
-        return by_row([self.cache(prepared, 1, context - pad, new_tokens) for pad in padding], padding)
 
     def plans(self, context: int, new_tokens: int, layers: int) -> list[Plan]:
         """What each layer holds.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from bench.conversation import special_ids
+from bench.errors import Unsupported
 from techniques.kv_cache.core.scores import Seen
 
+SPECIAL, PUNCTUATION = 1, 2
+"""Kinds of tokens; 0 is any other."""
 Part = Literal["special", "punctuation", "frequent", "local"]
 
 
@@ -39,6 +45,41 @@ def received(seen: Seen, window: int) -> Received:
     return Received(total, near)
 
 
+def sufficient(recovered: Tensor, least: float) -> Tensor:
+    """The number, from 1 on, of the first of the growing sets that recovers as much, `(batch, kv_heads)`.
+
+    Args:
+        recovered: share of the attention, `(batch, kv_heads, sets)`; one more set is everything.
+        least: 1 asks for everything, whatever a sum is rounded to.
+    """
+    enough = (recovered >= least) & (least < 1)
+    return pad(enough, (0, 1), value=True).int().argmax(-1) + 1
+
+
+def affordable(recovered: Tensor, slots: Tensor, room: int) -> Tensor:
+    """As `sufficient`, with the highest recovery for all heads of a row at which they fit.
+
+    Args:
+        slots: that the sets take, everything included, `(batch, kv_heads, sets + 1)` [slots].
+        room: for all heads of a row [slots].
+
+    Raises:
+        Unsupported: no sets fit.
+    """
+    levels = recovered.flatten(1).sort(descending=True).values  # (batch, levels)
+    tried = torch.cat([levels.new_full((len(levels), 1), torch.inf), levels], 1)
+    enough = recovered[:, None] >= tried[..., None, None]  # (batch, levels + 1, kv_heads, sets)
+    chosen = pad(enough, (0, 1), value=True).int().argmax(-1)
+    taken = slots[:, None].expand(-1, tried.shape[1], -1, -1).gather(-1, chosen[..., None])[..., 0].sum(-1)
+    fits = taken <= room
+    if not bool(fits.any(-1).all()):
+        heads = recovered.shape[1]
+        least = -(-int(taken[:, -1].max()) // heads)
+        raise Unsupported(f"{least} tokens a head are the fewest that a layer's heads could keep, {room // heads} fit")
+    first = fits.int().argmax(-1)[:, None, None].expand(-1, 1, recovered.shape[1])
+    return chosen.gather(1, first)[:, 0] + 1
+
+
 def share_of(share: float, tokens: int) -> int:
     """A share of the tokens, one at least [tokens]."""
     return max(1, round(share * tokens))
@@ -48,18 +89,33 @@ def members(part: Part, kinds: Tensor, marks: Tensor, positions: Tensor, tokens:
     """Which held tokens belong to a part of a policy: `(batch, kv_heads, held)`.
 
     Args:
-        kinds: of the tokens, 1 special, 2 punctuation, `(batch, kv_heads, held)`.
+        kinds: of the tokens, `SPECIAL`, `PUNCTUATION` or 0, `(batch, kv_heads, held)`.
         marks: attention received so far, minus infinity where nothing is held.
         positions: in the text, -1 where nothing is held.
         tokens: seen so far [tokens].
         share: of them that are frequent, or local.
     """
     if part == "special":
-        return kinds == 1
+        return kinds == SPECIAL
     if part == "punctuation":
-        return kinds == 2
+        return kinds == PUNCTUATION
     count = share_of(share, tokens)
     if part == "local":
         return positions >= tokens - count
     best = marks.topk(min(count, marks.shape[-1]), -1).indices
     return torch.zeros_like(kinds, dtype=torch.bool).scatter_(-1, best, True) & (positions >= 0)
+
+
+def kinds_of_ids(tokenizer: Any, vocabulary: int) -> Tensor:
+    """What each id of a vocabulary is, int8 `(vocabulary,)`: 1 special, 2 punctuation and nothing else, 0 otherwise.
+
+    Markers of a chat are special, whether the tokenizer lists them by name or among its added tokens alone.
+    """
+    kinds = torch.zeros(vocabulary, dtype=torch.int8)
+    texts = tokenizer.batch_decode([[token] for token in range(min(vocabulary, len(tokenizer)))])
+    for token, text in enumerate(texts):
+        signs = text.strip()
+        if signs and all(unicodedata.category(sign).startswith("P") for sign in signs):
+            kinds[token] = PUNCTUATION
+    kinds[[token for token in special_ids(tokenizer) if token < vocabulary]] = SPECIAL
+    return kinds

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,8 +11,18 @@ from torch.nn.functional import pad
 from transformers.cache_utils import Cache
 
 from bench.families import cache as kv
-from techniques.kv_cache.core.attending import linked
-from techniques.kv_cache.core.ragged import RaggedLayer
+from bench.families.kv_cache import KVCache, KVCachePrepared
+from techniques.kv_cache.core.attending import Linked, link, linked
+
+
+class Row(Linked, Protocol):
+    """A layer of one row."""
+
+    def update(self, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]: ...
+    def reading(self, ids: Tensor) -> None: ...
+    def positions(self) -> Tensor: ...
+    def seen_at(self) -> Tensor: ...
+    def held(self) -> list[Tensor]: ...
 
 
 class RowsLayer(kv.EvictingLayer):
@@ -21,14 +32,11 @@ class RowsLayer(kv.EvictingLayer):
     tokens. Padded keys take part in the prompt's attention only, where the mask hides them.
     """
 
-    def __init__(self, rows: list[RaggedLayer], padding: list[int]) -> None:
+    def __init__(self, rows: Sequence[Row], padding: list[int]) -> None:
         super().__init__()
         self.rows = rows
         self.padding = padding
-
-    @property
-    def reads_prompt(self) -> bool:
-        return self.rows[0].reads_prompt
+        self.reads_prompt = False
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.is_initialized = True
@@ -37,13 +45,16 @@ class RowsLayer(kv.EvictingLayer):
         """Append `(batch, kv_heads, new, head_dim)`; the keys returned point to this layer."""
         for layer, keys, values in zip(self.rows, self._own(key_states), self._own(value_states), strict=True):
             layer.update(keys, values)
+        self.reads_prompt = self.seen == 0
         self.seen += key_states.shape[-2]
         return linked(key_states, self), value_states
 
     def read_prompt(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> None:
         states = (self._own(part, first=True) for part in (query, keys, values))
         for layer, own_query, own_keys, own_values in zip(self.rows, *states, strict=True):
-            layer.read_prompt(own_query, own_keys, own_values, scaling)
+            if layer.reads_prompt:  # others have stored it as it came
+                layer.read_prompt(own_query, own_keys, own_values, scaling)
+        self.reads_prompt = False
         self.is_initialized = True
 
     def read_token(self, module: Any, query: Tensor, scaling: float) -> Tensor:
@@ -64,9 +75,14 @@ class RowsLayer(kv.EvictingLayer):
 
     def positions(self) -> Tensor:
         """As of any layer; a row's positions are those of its text, the first token behind the padding is 0."""
-        held = [layer.positions() for layer in self.rows]
-        most = max(row.shape[-1] for row in held)
-        return torch.cat([pad(row, (0, most - row.shape[-1]), value=-1) for row in held])
+        return self._side_by_side([layer.positions() for layer in self.rows])
+
+    def seen_at(self) -> Tensor:
+        return self._side_by_side([layer.seen_at() for layer in self.rows])
+
+    def _side_by_side(self, rows: list[Tensor]) -> Tensor:
+        most = max(row.shape[-1] for row in rows)
+        return torch.cat([pad(row, (0, most - row.shape[-1]), value=-1) for row in rows])
 
     def held(self) -> list[Tensor]:
         return [tensor for layer in self.rows for tensor in layer.held()]
@@ -75,6 +91,10 @@ class RowsLayer(kv.EvictingLayer):
         return self.seen + query_length, 0
 
 
-def by_row(caches: list[Cache], padding: list[int]) -> Cache:
-    """One cache out of those of the rows, whose contexts are padded on the left by so many ids."""
-    return Cache(layers=[RowsLayer(list(rows), padding) for rows in zip(*(one.layers for one in caches), strict=True)])
+class RowByRow(KVCache):
+    """Base of the techniques whose layers attend for themselves behind the prompt."""
+
+    def padded_cache(self, prepared: KVCachePrepared, context: int, padding: list[int], new_tokens: int) -> Cache:
+        link(prepared.model)
+        rows = [self.cache(prepared, 1, context - pad, new_tokens).layers for pad in padding]
+        return Cache(layers=[RowsLayer(of_layer, padding) for of_layer in zip(*rows, strict=True)])

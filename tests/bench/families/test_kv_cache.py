@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -17,7 +18,9 @@ from bench.families.kv_cache_workload import KVCacheWorkload
 from bench.metrics import metric
 from bench.models import Source, Sources
 from bench.workload import Built, Quality
+from techniques.kv_cache.fastgen import FastGen
 from techniques.kv_cache.full_cache import FullCache
+from techniques.kv_cache.kivi import Kivi
 from techniques.kv_cache.streaming_llm import StreamingLayer, StreamingLlm
 
 SOURCE = Source("tiny:llama")
@@ -247,3 +250,51 @@ def test_work_grows_with_what_is_asked():
 def test_a_batch_needs_as_many_contexts():
     with pytest.raises(ValidationError, match="timed_contexts=2 does not fill a batch of 3; give at least 3"):
         Counting(timed_contexts=2, batch=3)
+
+
+class Uneven(Counting):
+    """Contexts of different lengths."""
+
+    def build(self, sources: Sources, seed: int) -> Built:
+        built = super().build(sources, seed)
+        rng = random.Random(seed)
+        return {name: [row[self.context - self.length(rng) :] for row in rows] for name, rows in built.items()}
+
+
+UNEVEN = Uneven(context=60, shortest=24, new_tokens=12, items=5, timed_contexts=5, batch=3)
+
+
+@pytest.mark.parametrize(
+    "technique",
+    [FullCache(), StreamingLlm(window=8), StreamingLlm(ratio=0.3), FastGen(recovery=0.7), Kivi(residual=32)],
+    ids=repr,
+)
+def test_contexts_of_different_lengths_are_scored_as_alone(technique: Any):
+    alone = score(technique, UNEVEN.model_copy(update={"batch": 1}))
+    together = score(technique, UNEVEN)
+    assert alone.outputs == together.outputs
+    assert set(alone.metrics) == set(together.metrics)
+    for name, values in alone.metrics.items():
+        assert values == pytest.approx(together.metrics[name], abs=1e-5), name
+    for name in ("kept_tokens", "seen_tokens"):
+        assert alone.counts[name] == pytest.approx(together.counts[name])
+    lengths = [len(row) for row in UNEVEN.build(Sources(SOURCE), 0)["scored"]]
+    assert len(set(lengths)) > 2
+    assert together.counts["seen_tokens"] == pytest.approx(sum(lengths) / 5 - 1)
+    assert all(gate.passed for gate in together.gates)
+    assert len(together.gates) == 3
+
+
+def test_timed_contexts_of_a_batch_are_padded_to_its_longest():
+    built = UNEVEN.build(Sources(SOURCE), 0)
+    job = UNEVEN.burst(built, 1, 0, "cpu")
+    rows = [built["timed"][index] for index in (3, 4, 0)]
+    assert job.padding is not None
+    assert job.contexts.shape == (3, max(map(len, rows)))
+    assert [row[pad:] for row, pad in zip(job.contexts.tolist(), job.padding.tolist(), strict=True)] == rows
+    assert WORKLOAD.burst(WORKLOAD.build(Sources(SOURCE), 0), 0, 0, "cpu").padding is None
+
+
+def test_the_shortest_context_is_not_the_longest():
+    with pytest.raises(ValidationError, match="shortest=61 is above context=60"):
+        Counting(context=60, shortest=61)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -178,6 +179,9 @@ def test_a_reward_that_is_no_number_is_named(bad: float):
     assert scored(given, ["one", "three"], ["first", "second"]) == [1.0, 1.0]
     with pytest.raises(BenchError, match=r"reward of a completion of 'second' is .*finite.*'two words'"):
         scored(given, ["one", "two words"], ["first", "second"])
+    known = replace(given, openings=("first", "secon"))
+    with pytest.raises(BenchError, match=r"of a completion of opening 2, 'second' is"):
+        scored(known, ["one", "two words"], ["first", "second"])
 
 
 def test_distinct_counts_pairs_over_all_completions():

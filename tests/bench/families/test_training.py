@@ -264,7 +264,7 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize(("limit", "steps"), [(math.inf, 6), (2.5, 3), (2.0, 2), (100.0, 6)])
+@pytest.mark.parametrize(("limit", "steps"), [(math.inf, 6), (2.5, 2), (2.0, 2), (0.5, 1), (100.0, 6)])
 def test_a_training_ends_behind_the_step_that_spends_its_seconds(
     limit: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ):
@@ -279,7 +279,8 @@ def test_a_training_ends_behind_the_step_that_spends_its_seconds(
     course = Questions(steps=6).train(technique, technique.prepare(), {}, 0, watch, limit)
     assert len(course.losses) == steps
     assert course.seconds == steps
-    assert seen == [(done, min(1.0, max(done / 6, done / limit))) for done in range(1, steps + 1)]
+    assert seen[:-1] == [(done, max(done / 6, done / limit)) for done in range(1, steps)]
+    assert seen[-1][0] == steps
     assert seen[-1][1] == 1.0
     whole = Questions(steps=6).train(Regression(), Regression().prepare(), {}, 0).losses
     assert course.losses == whole[:steps]
@@ -291,6 +292,11 @@ def test_a_training_ends_behind_the_step_that_spends_its_seconds(
 def test_looks_are_spread_evenly_and_the_last_is_at_the_end(count: int, steps: int, due: list[int]):
     looks = Looks(count)
     assert [step for step in range(1, steps + 1) if looks.due(step / steps)] == due
+
+
+def test_looks_are_denser_at_the_beginning():
+    looks = Looks(3, power=2)
+    assert [step for step in range(1, 19) if looks.due(step / 18)] == [2, 8, 18]
 
 
 def test_divergence_names_the_step_and_keeps_the_losses():

@@ -34,6 +34,16 @@ def test_sizes_and_splits():
     assert timed not in test
 
 
+def test_shorter_contexts_lose_their_beginning_only():
+    whole, uneven = (small(items=6, shortest=shortest).build(SOURCES, 0) for shortest in (None, 40))
+    for name, behind in (("scored", 20), ("timed", 0)):
+        lengths = [len(row) - behind for row in uneven[name]]
+        assert len(set(lengths)) > 3
+        assert min(lengths) >= 40
+        assert max(lengths) <= 300
+        assert all(long[-len(short) :] == short for long, short in zip(whole[name], uneven[name], strict=True))
+
+
 def test_seed_orders_the_documents():
     assert small().build(SOURCES, 0) == small().build(SOURCES, 0)
     assert small().build(SOURCES, 0) != small().build(SOURCES, 1)

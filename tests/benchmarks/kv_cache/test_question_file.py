@@ -111,10 +111,23 @@ def test_lines_that_are_too_short_are_left_out_and_told(tmp_path: Path):
     built = small(written(tmp_path, lines)).build(SOURCES, 0)
     assert built["notes"]["lines left out, as their prompts are shorter than the context: 1"] == "lower context=200"
     assert not any("Short." in DECODE(row) for row in built["scored"] + built["timed"])
+    kept = small(written(tmp_path, lines), shortest=30, items=4, query_aware=True).build(SOURCES, 0)
+    assert any(DECODE(row).startswith("Short.") for row in kept["scored"] + kept["timed"])
+    assert [note for note in kept["notes"] if "left out" in note] == []
+    told = small(written(tmp_path, lines), shortest=80).build(SOURCES, 0)["notes"]
+    assert told["lines left out, as their prompts are shorter than 80: 1"] == "lower shortest=80"
     with pytest.raises(UsageError, match=r"0 of 6 lines have prompts of context=900 tokens or more"):
         small(written(tmp_path, lines), context=900).build(SOURCES, 0)
     with pytest.raises(UsageError, match="context=20 is too small"):
         small(written(tmp_path, lines), context=20).build(SOURCES, 0)
+
+
+def test_prompts_of_different_lengths_are_answered(tmp_path: Path):
+    path = written(tmp_path, [ruler(n, input=ruler(n)["input"][23 * n :]) for n in range(6)])
+    workload = small(path, context=400, shortest=150, query_aware=True)
+    lengths = {len(row) for row in workload.build(SOURCES, 0)["scored"]}
+    assert len(lengths) == 3
+    assert score(workload).metrics["exact_match"] == [1.0] * 3
 
 
 def test_two_formats_are_two_files(tmp_path: Path):

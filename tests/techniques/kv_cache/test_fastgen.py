@@ -14,13 +14,15 @@ from torch import Tensor
 from transformers import AddedToken
 
 from bench.byte_tokenizer import byte_tokenizer
+from bench.errors import Unsupported
 from bench.families import cache as kv
 from bench.families import kv_oracle
 from bench.families.kv_cache import KVCacheJob
 from bench.models import Source, Sources
+from techniques.kv_cache.core.profile import affordable, kinds_of_ids
 from techniques.kv_cache.core.ragged import RaggedLayer
 from techniques.kv_cache.core.scores import Seen
-from techniques.kv_cache.fastgen import FastGen, kinds_of_ids
+from techniques.kv_cache.fastgen import FastGen
 from techniques.kv_cache.full_cache import FullCache
 
 IDS = PLAIN.clone()
@@ -306,7 +308,68 @@ def test_the_papers_full_caches(shape: str, gigabytes: float) -> None:
 def test_bad_input_is_one_line() -> None:
     with pytest.raises(ValidationError, match=r"order=special, special names a part twice"):
         FastGen(order=("special", "special"))
+    with pytest.raises(ValidationError, match="first=3 of a chain of 1; give at most as many"):
+        FastGen(order=("special",), first=3)
     for wrong in ({"recovery": 1.1}, {"order": ()}, {"order": ("sinks",)}, {"frequent": 0.0}, {"local": 1.5}):
         with pytest.raises(ValidationError):
             FastGen(**wrong)
     assert FastGen.model_validate_json(FastGen(recovery=0.5).model_dump_json()) == FastGen(recovery=0.5)
+
+
+@pytest.mark.parametrize("size", [{"ratio": 0.35}, {"ratio": 0.75}, {"budget": 105}])
+def test_a_budget_is_the_highest_recovery_that_fits(size: dict[str, Any]) -> None:
+    technique = FastGen(**size, frequent=0.1, local=0.1)
+    ready = prepared(technique)
+    draw = torch.Generator().manual_seed(5)
+    ids = torch.randint(0, 256, (2, 300), generator=draw)
+    cache = technique.cache(ready, 2, 260, 40)
+    with torch.inference_mode():
+        kv.read(ready.model, ids[:, :260], cache)
+        for at in range(260, 300):
+            kv.read(ready.model, ids[:, at : at + 1], cache)
+    for layer in cache.layers:
+        assert int(layer.capacities.sum(1).max()) <= technique.size(300) * layer.capacities.shape[1]
+        assert len(set(layer.policies.flatten().tolist())) > 1, "heads differ"
+
+
+def test_the_highest_recovery_of_a_row_by_hand() -> None:
+    recovered = torch.tensor([[[0.1, 0.5, 0.8], [0.3, 0.6, 0.9]]])
+    slots = torch.tensor([[[2, 5, 20, 100], [3, 6, 30, 100]]])
+    expected = {200: (4, 4), 199: (4, 3), 130: (4, 3), 129: (3, 3), 50: (3, 3), 49: (3, 2), 26: (3, 2), 25: (2, 2)}
+    expected |= {11: (2, 2), 10: (2, 1), 8: (2, 1), 7: (1, 1), 5: (1, 1)}
+    for room, policies in expected.items():
+        assert tuple(affordable(recovered, slots, room)[0].tolist()) == policies, room
+    with pytest.raises(Unsupported, match="3 tokens a head are the fewest that a layer's heads could keep, 2 fit"):
+        affordable(recovered, slots, 4)
+    both = affordable(torch.cat([recovered, recovered.flip(1)]), torch.cat([slots, slots.flip(1)]), 10)
+    assert both.tolist() == [[2, 1], [1, 2]], "a row's recovery is its own"
+
+
+def test_one_size_is_given() -> None:
+    assert FastGen().recovery == 0.95
+    assert FastGen(ratio=0.25).recovery is None
+    assert FastGen(budget=64).ratio is None
+    with pytest.raises(ValidationError, match="give one of recovery, ratio, budget"):
+        FastGen(recovery=0.9, ratio=0.25)
+
+
+def test_sinks_count_as_special_also_while_decoding() -> None:
+    technique = FastGen(recovery=0.0, sinks=3, every=2)
+    made = run(technique, ids=IDS)
+    for layer in made.cache.layers:
+        for row in range(2):
+            special = {at for at in range(CONTEXT + NEW - 2) if KINDS[row, at] == 1} | {0, 1, 2}
+            for head in layer.positions()[row].tolist():
+                assert special <= set(head)
+                assert {at for at in head if 0 <= at < CONTEXT} == {at for at in special if at < CONTEXT}
+
+
+def test_every_head_keeps_the_first_parts() -> None:
+    seen, kinds = states()
+    policies, kept, marks = FastGen(recovery=0.0, order=("frequent", "local"), first=2).profile(seen, kinds)
+    assert bool((policies == 2).all())
+    for head in range(2):
+        assert {*kept[0, head].nonzero()[:, 0].tolist()} == best(marks[0, head], 12) | set(range(28, 40))
+    assert bool((FastGen(recovery=0.0, order=("frequent", "local")).profile(seen, kinds)[0] == 1).all())
+    policies, _, _ = FastGen(ratio=0.9, first=3).profile(seen, kinds)
+    assert int(policies.min()) >= 3

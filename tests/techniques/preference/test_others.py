@@ -180,6 +180,9 @@ def test_simpo_and_the_odds_ratio_are_trls():
     ratio = -ORPOTrainer.odds_ratio_loss(given, *torch.cat(means[ORPOTrainer]).chunk(2))[0].mean()
     alone = Orpo(weight=2.5).batch_loss(policy, BATCH) - Orpo(weight=0.0).batch_loss(policy, BATCH)
     torch.testing.assert_close(ratio, alone, atol=1e-5, rtol=1e-5)
+    own = torch.autograd.grad(alone, policy.trainable)
+    for one, other in zip(torch.autograd.grad(ratio, policy.trainable), own, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
 
 
 def test_ktos_anchor_is_never_negative_and_has_no_gradient(monkeypatch: pytest.MonkeyPatch):

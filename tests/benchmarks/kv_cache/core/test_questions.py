@@ -12,11 +12,14 @@ from pydantic import ValidationError
 
 from bench.errors import Unsupported, UsageError
 from bench.families.kv_cache import KVCacheJob
+from bench.models import Source, Sources
 from bench.workload import Quality
 from benchmarks.kv_cache.core.questions import QuestionWorkload
 from benchmarks.kv_cache.key_value_retrieval import KeyValueRetrieval
 from benchmarks.kv_cache.single_needle import SingleNeedle
+from techniques.kv_cache.tova import Tova
 
+TINY = Sources(Source("tiny:llama"))
 DECODE = SOURCES.target.tokenizer.decode
 
 
@@ -112,6 +115,24 @@ def test_rows_of_a_batch_are_scored_as_alone():
     assert alone.metrics == together.metrics
     assert alone.outputs == together.outputs
     assert alone.metrics["exact_match"] == [1.0] * 5
+
+
+def test_prompts_of_different_lengths_are_scored_as_alone():
+    assert score(small(items=5, shortest=160)).metrics["exact_match"] == [1.0] * 5
+    built = small(items=5, shortest=160).build(SOURCES, 0)
+    technique = Tova(ratio=0.5)
+    prepared = technique.prepare(TINY)
+    alone, together = (
+        small(items=5, shortest=160, batch=batch).quality(technique, prepared, built, 0, TINY.target, None)
+        for batch in (1, 3)
+    )
+    assert alone.outputs == together.outputs
+    assert alone.metrics["answer_nll"] == pytest.approx(together.metrics["answer_nll"], abs=1e-5)
+    assert len({len(row) for row in built["scored"]}) > 2
+    assert {len(row) for row in built["timed"]} != {250}
+    for row, one in zip(built["scored"], built["items"], strict=True):
+        assert DECODE(row[:-8]).endswith(":")
+        assert DECODE(row[-8:]).strip().startswith(one["answers"][0])
 
 
 def test_seeds_items_and_splits_differ():

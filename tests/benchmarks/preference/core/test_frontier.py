@@ -58,8 +58,8 @@ def test_no_policy_on_the_table_beats_the_tilt_at_its_divergence():
             assert sum(a * b for a, b in zip(p, own, strict=True)) <= reward + 1e-12
 
 
-def test_reward_is_read_at_the_first_crossing():
-    divergences = [0.0, 1.0, 3.0, 1.0]
+def test_reward_is_read_at_the_last_crossing():
+    divergences = [0.0, 1.0, 3.0]
     rewards = [[0.0, 1.0], [0.4, 1.0], [0.8, 0.0], [9.0, 9.0]]
     # linear in the root of the divergence
     share = (math.sqrt(2) - 1) / (math.sqrt(3) - 1)
@@ -67,6 +67,12 @@ def test_reward_is_read_at_the_first_crossing():
     assert at_budget(divergences, rewards, 1.0) == pytest.approx([0.4, 1.0])
     assert at_budget(divergences, rewards, 0.25) == pytest.approx([0.2, 1.0])
     assert at_budget([0.0, -1e-9], rewards[:2], -1e-9) == rewards[1]
+    # a path that comes back: an arm that ends at the budget is worth what it is there
+    assert at_budget([0.0, 4.0, 1.0], rewards[:3], 1.0) == rewards[2]
+    assert at_budget([0.0, 4.0, 1.0], rewards[:3], 2.25) == pytest.approx([0.6, 0.5])
+    assert at_budget([0.0, 4.0, 1.0, 9.0], rewards, 4.0) == pytest.approx([(0.8 + 9.0) / 2, 4.5])
+    # its start is beyond it already
+    assert at_budget([2.0, 3.0, 4.0], rewards[:3], 1.0) == rewards[0]
     # never reached: the end of the training
     assert at_budget([0.0, 0.2, 0.1], rewards[:3], 1.0) == rewards[2]
     assert at_budget([0.0], rewards[:1], 1.0) == rewards[0]

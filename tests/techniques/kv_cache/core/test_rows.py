@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from evicted import CONTEXT, IDS, MODELS, NEW
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from bench import registry
 from bench.errors import Unsupported
 from bench.families import cache as kv
 from bench.families import kv_oracle
-from bench.families.kv_cache import KVCacheJob
+from bench.families.kv_cache import KVCache, KVCacheJob
 from bench.models import Source, Sources
 from techniques.kv_cache.core.eviction import Eviction
 from techniques.kv_cache.fastgen import FastGen
 from techniques.kv_cache.full_cache import FullCache
 from techniques.kv_cache.h2o import H2O
 from techniques.kv_cache.hf_dynamic import HfDynamic
+from techniques.kv_cache.kivi import Kivi
 from techniques.kv_cache.kv_int8 import KvInt8
 from techniques.kv_cache.streaming_llm import StreamingLlm
 
@@ -37,7 +40,14 @@ TECHNIQUES: list[Any] = [
     ),
     H2O(budget=20),  # the shorter row evicts less of itself
     FastGen(recovery=0.7),
+    FastGen(ratio=0.5),
+    FastGen(recovery=0.7, sinks=2),
+    StreamingLlm(window=6, positions="absolute"),
 ]
+REINDEXED = StreamingLlm(ratio=0.4)
+"""For models whose keys are turned."""
+LOSSY: list[Any] = [Kivi(group=4, residual=8), KvInt8()]
+"""They hold every token."""
 
 
 def ready(technique: Any, name: str = "tiny:llama") -> Any:
@@ -57,8 +67,11 @@ def held(cache: Any, row: int) -> list[list[set[int]]]:
     return [[set(head) - {-1} for head in layer.positions()[row].tolist()] for layer in cache.layers]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("technique", TECHNIQUES, ids=repr)
+@pytest.mark.parametrize(
+    ("technique", "name"),
+    [*itertools.product([*TECHNIQUES, *LOSSY], MODELS), (REINDEXED, "tiny:llama")],
+    ids=repr,
+)
 def test_a_padded_row_is_evicted_as_if_it_were_alone(technique: Any, name: str) -> None:
     prepared = ready(technique, name)
     cache = technique.padded_cache(prepared, CONTEXT, PADDING, NEW)
@@ -73,19 +86,21 @@ def test_a_padded_row_is_evicted_as_if_it_were_alone(technique: Any, name: str) 
     assert kv.held_bytes(cache) == bytes_alone, "padding is held"
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("technique", TECHNIQUES, ids=repr)
+@pytest.mark.parametrize(
+    ("technique", "name"), [*itertools.product(TECHNIQUES, MODELS), (REINDEXED, "tiny:llama")], ids=repr
+)
 def test_mask_oracle_of_a_padded_batch(technique: Any, name: str) -> None:
     prepared = ready(technique, name)
     observed = kv_oracle.Observed(technique.padded_cache(prepared, CONTEXT, PADDING, NEW))
     made = read(prepared.model, observed, ROWS, CONTEXT, torch.tensor(PADDING))
+    turned = kv_oracle._frequencies(prepared.model)
     for row, padding in enumerate(PADDING):
         seen = {
             layer: [kv_oracle.Visible(one.held[row : row + 1], one.seen_at[row : row + 1]) for one in steps]
             for layer, steps in observed.visible.items()
         }
         ids = ROWS[row : row + 1, padding : CONTEXT + NEW - 1]
-        expected = kv_oracle.read_once(prepared.model, ids, kv_oracle.Reference(CONTEXT - padding, seen))
+        expected = kv_oracle.read_once(prepared.model, ids, kv_oracle.Reference(CONTEXT - padding, seen, turned))
         whole = kv_oracle.read_once(prepared.model, ids, kv_oracle.Reference(CONTEXT - padding))
         assert (made[row] - expected[0]).abs().max() < 1e-4
         assert (expected - whole).abs().max() > 1e-2, "nothing was hidden"
@@ -105,8 +120,10 @@ def test_a_padded_job_writes_what_its_rows_write_alone(technique: Any, name: str
         assert technique.generate(prepared, alone).outputs == [made.outputs[row]]
 
 
-@pytest.mark.parametrize("technique", [StreamingLlm(), KvInt8()], ids=repr)
-def test_caches_that_know_one_length_only_say_so(technique: Any) -> None:
-    reason = rf"{registry.stem(type(technique))} takes contexts of one length only, here some are 23 tokens shorter"
-    with pytest.raises(Unsupported, match=reason):
-        technique.padded_cache(ready(technique), CONTEXT, PADDING, NEW)
+def test_a_cache_that_knows_one_length_only_says_so() -> None:
+    class OneLength(KVCache):
+        def cache(self, *args: Any) -> Cache:
+            return KvInt8().cache(*args)
+
+    with pytest.raises(Unsupported, match=r"takes contexts of one length only, here some are 23 tokens shorter"):
+        OneLength().padded_cache(ready(OneLength()), CONTEXT, PADDING, NEW)
