@@ -144,8 +144,8 @@ QUALITY = (
         "share",
         "higher",
         "LongBench's score of what was written: one over the classes named, where the right one is among them; the "
-        "share of the numbers given that are right; or the likeness of a line of code to the right one. Of several "
-        "accepted answers the best.",
+        "share of the numbers given that are right; the likeness of a line of code to the right one; or ROUGE-L of a "
+        "summary. Of several accepted answers the best.",
         0.01,
         relative=False,
     ),
@@ -241,7 +241,7 @@ QUALITY = (
         "quality",
         "reward",
         "higher",
-        "Reward of completions of fresh prompts where the KL divergence from the reference first reaches the "
+        "Reward of completions of fresh prompts where the KL divergence from the reference was last at the "
         "workload's budget, or where the baseline's ended if that is less; between two checkpoints linear in the root "
         "of the divergence; at the end of the training where it never does, which a warning says.",
         0.01,
@@ -273,7 +273,8 @@ QUALITY = (
         "share",
         "higher",
         "Share of fresh prompts whose completions have a higher mean reward than the baseline's, or are preferred to "
-        "them by the judge that the user named; a tie is half.",
+        "them by the judge that the user named; a tie is half. Both at the end of their training, however far apart "
+        "their divergences are.",
         0.01,
         relative=False,
         binary=True,

@@ -169,6 +169,10 @@ PLANTED: Mapping[tuple[str, str], tuple[Figures, Figures]] = {
         {"robust[label_smoothing=0.3]": 0.8, "dpo": 0.6},
         {"robust[label_smoothing=0.3]": 0.6, "dpo": 0.8},
     ),
+    ("dpo", "robust_near_the_optimum"): (
+        {"robust[label_smoothing=0.3]": 0.2, "dpo": 0.5},
+        {"robust[label_smoothing=0.3]": 0.5, "dpo": 0.2},
+    ),
 }
 
 ITEMS = 400

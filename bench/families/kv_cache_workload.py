@@ -18,12 +18,12 @@ from bench.models import Source
 from bench.technique import Prepared, Technique
 from bench.workload import Built, Gate, Quality, Work, Workload
 
-GATE_STEPS = 32
-"""Decoding steps that the mask oracle follows at most [tokens]."""
 GATE_ROWS = 2
 """Contexts that the mask oracle reads at most: of one batch, to see rows mixed up."""
 GATE_CONTEXT = 4096
 """Of a context, the first tokens that the mask oracle reads at most: its time grows with their square [tokens]."""
+GATE_STEPS = GATE_CONTEXT // 32 + 4
+"""Decoding steps that the mask oracle follows at most: past an eviction behind a 32nd of the context [tokens]."""
 LONG = 256
 """Scored tokens from which on a continuation has a beginning and an end that are told apart [tokens]."""
 SHOWN_TOKENS = 16
@@ -79,6 +79,11 @@ class KVCacheWorkload(Workload):
                 f"give timed_contexts={self.batch}, as many as batch"
             )
         return self
+
+    def quick(self) -> Self:
+        batch = min(self.batch, self.smallest["timed_contexts"])
+        shortest = None if self.shortest is None else min(self.shortest, self.smallest["context"])
+        return super(KVCacheWorkload, self.model_copy(update={"batch": batch, "shortest": shortest})).quick()
 
     def length(self, rng: random.Random) -> int:
         """Of one context [tokens]."""

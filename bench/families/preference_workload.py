@@ -22,7 +22,8 @@ from bench.technique import Prepared, Technique
 from bench.workload import Built, Gate, Quality, Work
 
 ENDED_EARLY = {
-    "training ended before its last step, as its seconds were spent: another machine ends it elsewhere": (
+    "training ended before its last step, as another step would have passed its seconds: "
+    "another machine ends it elsewhere": (
         "the record has its `steps`; as many in workload.steps, without a time budget, repeat it"
     )
 }

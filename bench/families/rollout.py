@@ -32,7 +32,7 @@ class Rollout:
     reward: Callable[[str], float]
     """What a completion's text is worth."""
     openings: tuple[str, ...] = ()
-    """All that is gone on from, in the order of their file: an error gives their number."""
+    """All different ones, in the order of their file: an error gives their number."""
 
 
 @torch.no_grad()
@@ -106,7 +106,8 @@ def scored(rollout: Rollout, texts: Sequence[str], openings: Sequence[str]) -> l
     rewards = [float(rollout.reward(text)) for text in texts]
     for reward, text, opening in zip(rewards, texts, openings, strict=True):
         if not math.isfinite(reward):
-            number = next((f"opening {n}, " for n, known in enumerate(rollout.openings, 1) if known in opening), "")
+            within = [(len(known), n) for n, known in enumerate(rollout.openings, 1) if known in opening]
+            number = f"opening {max(within)[1]}, " if within else ""
             raise BenchError(
                 f"the reward of a completion of {number}{opening[-60:]!r} is {reward}, a finite number is needed; it "
                 f"begins {text[:40]!r}"

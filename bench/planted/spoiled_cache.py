@@ -34,8 +34,15 @@ class SpoiledCache(KVCache):
     def cache(self, prepared: KVCachePrepared, batch: int, context: int, new_tokens: int) -> Cache:
         return self.plain.cache(prepared, batch, context, new_tokens)
 
-    def score(self, prepared: KVCachePrepared, ids: Tensor, context: int, full: Tensor | None = None) -> Scores:
-        found = super().score(prepared, ids, context, full)
+    def score(
+        self,
+        prepared: KVCachePrepared,
+        ids: Tensor,
+        context: int,
+        full: Tensor | None = None,
+        padding: Tensor | None = None,
+    ) -> Scores:
+        found = super().score(prepared, ids, context, full, padding)
         share = [torch.randn((), generator=torch.Generator().manual_seed(int(row.sum()))) for row in ids]
         lost = self.loss * (1 + torch.stack(share).to(found.logprobs)[:, None])
         return replace(found, logprobs=found.logprobs - lost)

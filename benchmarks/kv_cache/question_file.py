@@ -29,12 +29,12 @@ class QuestionFile(QuestionWorkload):
     All prompts have `context` tokens: a longer one loses the middle of its text, as in LongBench, and lines with a
     shorter one are left out, or from `shortest` on stay as they are; all is told. RULER's lines are scored by string
     match: the share of the answers that are written, or whether any is where the question is about documents. Of
-    LongBench the data sets in English are read, without those of summaries, and scored as published: the F1 of words,
-    the class that is named, the number that is given, the likeness of a line of code; the best accepted answer counts,
-    and the first one's likelihood is taken.
+    LongBench the data sets in English are read and scored as published: the F1 of words, the class that is named, the
+    number that is given, the likeness of a line of code, ROUGE-L of a summary; the best accepted answer counts, and the
+    first one's likelihood is taken, as far as `new_tokens` go for a summary.
 
     Differs from the published: prompts of LongBench in our own words; the answer is at most `new_tokens` long, and
-    for the F1 and for classes it ends with its line.
+    for the F1, for classes and for short summaries it ends with its line.
     """
 
     source: ClassVar[str] = (
@@ -107,19 +107,24 @@ class QuestionFile(QuestionWorkload):
             return None
         lost = max(lost, 0)
         kept = text[: room // 2] + text[room // 2 + lost :]
-        made = item(first + kept, question, cue, encode(asked.answer), asked.answers)
+        answer = encode(asked.answer)
+        if "summary" in asked.scoring:
+            answer = answer[: self.new_tokens - 1]
+        made = item(first + kept, question, cue, answer, asked.answers)
         return {**made, "scoring": asked.scoring, "classes": list(asked.classes), "lost": lost}
 
     def judged(self, written: str, one: Item) -> dict[str, float]:
         accepted: Sequence[str] = one["answers"]
         scoring = one["scoring"]
         if scoring not in ("all", "any"):
-            given = written.strip().partition("\n")[0] if scoring in ("f1", "class") else written
+            given = written.strip().partition("\n")[0] if scoring in ("f1", "class", "short summary") else written
             score = {
                 "f1": answers.f1,
                 "class": lambda said, answer: answers.classified(said, answer, one["classes"]),
                 "number": answers.numbered,
                 "line": answers.line_likeness,
+                "summary": answers.rouge_l,
+                "short summary": answers.rouge_l,
             }[scoring]
             return {_metric(scoring): max(score(given, answer) for answer in accepted)}
         found = answers.share_contained(written, accepted)

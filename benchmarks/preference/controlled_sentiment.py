@@ -86,13 +86,14 @@ class ControlledSentiment(PreferenceWorkload):
     oracle: int = Field(default=16, ge=2)
     """Completions of each of them by the reference: its reward, best-of-n and the tilt."""
     checkpoints: int = Field(default=4, ge=1)
-    """As of every preference workload; here the policy also writes for the fresh openings. They lie at the squares of
-    even shares of the training, as the divergence grows with the square of what was learnt."""
+    """As of every preference workload. Here the policy also writes for the fresh openings, as often, at the squares of
+    even shares of the training: at first the divergence grows with the square of what was learnt."""
     kl_budget: float = Field(default=2.0, gt=0)
     """The KL divergence at which arms are compared; that of the baseline's end where it does not get so far [nat]."""
     time_budget: float = Field(default=0.0, ge=0)
-    """An arm that writes texts of its own (ppo) ends its training when it has taken so many times the seconds that the
-    baseline's took under the same seed; 0: after as many steps as the others. Where it ends depends on the machine."""
+    """An arm that writes texts of its own (ppo) ends its training before a step that, as long as its others, would take
+    it beyond so many times the seconds of the baseline's under the same seed; 0: after as many steps as the others.
+    Where it ends depends on the machine."""
     reward: rewards.Name = "vader"
     """`vader`: sentiment, -1 to 1; `letters`: share of characters that are letters."""
     path: str = ""

@@ -18,7 +18,8 @@ class AdaKv(SnapKv):
 
     A head's budget is `(1 - safeguard)` times its tokens among the best of the layer, plus `safeguard` times the
     mean, rounded so that the layer keeps what it is given. The window is kept by every head, beside that. Storage is
-    ragged: what a head does not keep is freed. Query-aware, as SnapKV.
+    ragged: what a head does not keep is freed. With `every` the shares are drawn anew each time, which copies the
+    layer; what a head holds less than its share goes to the others' best. Query-aware, as SnapKV.
 
     Differs from the paper:
         Budgets are per key/value head, where the paper has one per query head. The published code mixes as here, but
@@ -28,7 +29,7 @@ class AdaKv(SnapKv):
     """
 
     source: ClassVar[str] = "Feng et al. 2024, Ada-KV, algorithms 1 and 2"
-    prompt_only: ClassVar[bool] = True
+    apart: ClassVar[bool] = True
 
     safeguard: float = Field(default=0.2, ge=0.0, le=1.0)
     """Share of the budget that is split evenly, `floor_alpha` of the published code; 1: SnapKV."""

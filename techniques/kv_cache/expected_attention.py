@@ -32,17 +32,23 @@ class ExpectedAttention(Eviction):
     Differs from the paper:
         Statistics are those of the queries, turned back, instead of the hidden states before the projection: the
         same for models without normalised queries, and right for those with. Models without rotary positions have
-        nothing to turn. The prompt is compressed once; what follows stays.
+        nothing to turn. The prompt is compressed once, and what follows stays; with `every`, the same is done again by
+        the last `window` queries of what was read and written until then, which are held for it.
     """
 
     source: ClassVar[str] = "Devoto et al. 2025, Expected Attention (arXiv 2510.00636)"
     labels: ClassVar[tuple[str, ...]] = (QUERY_AGNOSTIC,)
-    prompt_only: ClassVar[bool] = True
 
     future: int = Field(default=512, ge=1)
     """Positions ahead over which the rotation is averaged [tokens]."""
     sinks: int = Field(default=4, ge=0, le=1024)
     """First tokens that stay in any case, and whose queries do not count [tokens]."""
+    window: int = Field(default=64, ge=2)
+    """With `every`: latest queries that later evictions go by [tokens]."""
+
+    @property
+    def asks(self) -> int:
+        return 0 if self.every is None else self.window
 
     def least(self, kept: int) -> int:
         return self.sinks + 1
@@ -71,17 +77,22 @@ class ExpectedAttention(Eviction):
 
     def statistics(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """Mean `(batch, heads, head_dim)` and covariance `(batch, heads, head_dim, head_dim)` of the queries."""
-        count = seen.query.shape[2] - self.sinks
+        count = seen.query.shape[2] - self._skipped(seen)
         mean = sum(block.sum(2) for block in self._queries(seen)) / count
         assert isinstance(mean, Tensor)
         centred = (block - mean[:, :, None] for block in self._queries(seen))
         return mean, sum(part.transpose(-1, -2) @ part for part in centred) / count
 
+    def _skipped(self, seen: Seen) -> int:
+        """Queries of sinks."""
+        return max(self.sinks - (seen.tokens - seen.query.shape[2]), 0)
+
     def _queries(self, seen: Seen) -> Iterator[Tensor]:
-        """The prompt's queries as they are before their rotation, `(batch, heads, block, head_dim)` in float32."""
-        for start in range(self.sinks, seen.query.shape[2], BLOCK):
+        """Queries as they are before their rotation, `(batch, heads, block, head_dim)` in float32."""
+        first = seen.tokens - seen.query.shape[2]
+        for start in range(self._skipped(seen), seen.query.shape[2], BLOCK):
             block = seen.query[:, :, start : start + BLOCK].float()
             if seen.state is not None:
-                places = torch.arange(start, start + block.shape[2], device=block.device)
+                places = torch.arange(start, start + block.shape[2], device=block.device) + first
                 block = seen.state.each(block, -places)
             yield block

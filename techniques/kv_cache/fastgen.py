@@ -271,7 +271,9 @@ class FastGen(Budgeted):
     recovery: float | None = Field(default=0.95, ge=0.0, le=1.0)
     """Share of its attention that a head's policy must recover, the paper's T; or give `ratio` or `budget`."""
     ratio: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of context and new tokens that a layer's heads have slots for in the mean."""
+    """Share of context and new tokens that a layer's heads have slots for in the mean, at most."""
+    budget: int | None = Field(default=None, ge=1)
+    """Slots of a layer's heads in the mean, at most [tokens]."""
     order: tuple[Part, ...] = Field(default=("special", "punctuation", "frequent", "local"), min_length=1)
     """The chain: parts that are added one by one, before everything."""
     first: int = Field(default=1, ge=1)
@@ -340,7 +342,8 @@ class FastGen(Budgeted):
         else:
             total = seen.tokens + new_tokens
             kept = torch.stack(unions, -1).sum(2)  # (batch, kv_heads, sets + 1)
-            grown = (kept * total / seen.tokens).ceil().long() + max(self.every or 0, blocked(seen.tokens))
+            free = min(max(self.every or 0, blocked(seen.tokens)), new_tokens)
+            grown = (kept * total / seen.tokens).ceil().long() + free
             slots = grown.clamp(max=total)[..., skipped:]
             policies = affordable(recovered, slots, self.size(total) * kinds.shape[1]) + skipped
         return policies, chosen(unions, policies), marks

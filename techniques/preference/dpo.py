@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from bench.claim import Claim, above
+from bench.claim import Claim, above, below
 from bench.errors import Unsupported
 from bench.families.completions import completion_logprobs
 from bench.families.preference import PreferenceBatch
@@ -80,6 +80,19 @@ class Dpo(ReferredTechnique):
             out_of_reach="the paper's reviews and classifier are no workload of this program",
             free=("learning_rate", "beta", "reference"),
             workload={"name": "controlled_sentiment", "steps": 32, "pairs": 256, "noise": 0.3},
+        ),
+        Claim(
+            name="robust_near_the_optimum",
+            headline="With 3 labels in 10 wrong, the robust loss ends nearer to the best policy than DPO.",
+            statement="Where labels are wrong, the robust loss ends nearer to the policy that is known to be best.",
+            source="Chowdhury et al. 2024, Provably Robust DPO, abstract (sub-optimality gap; world and rate are ours)",
+            expression="optimum_gap(robust[label_smoothing=0.3]) - optimum_gap(dpo)",
+            expected=below(0.0),
+            conditions={"workload": "imdb*"},
+            needs={"workload.noise": ">=0.3"},
+            out_of_reach="the paper's reviews and classifier are no workload of this program",
+            free=("learning_rate", "warmup_steps", "reference"),
+            workload={"name": "tabular_world", "steps": 40, "batch_size": 8, "pairs": 320, "noise": 0.3},
         ),
     )
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {

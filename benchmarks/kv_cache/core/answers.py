@@ -49,6 +49,43 @@ def line_likeness(written: str, answer: str) -> float:
     return round(100 * SequenceMatcher(None, lines[0] if lines else "", answer).ratio()) / 100
 
 
+def rouge_l(written: str, answer: str) -> float:
+    """ROUGE-L of summaries as LongBench takes it, of different words: F1 of those that lie in a longest common
+    subsequence of any sentence of the one with any of the other. Nothing is stemmed, and case counts."""
+    said, true = _sentences(written), _sentences(answer)
+    shared = {word for one in true for other in said for word in _common(one, other)}
+    if not shared:
+        return 0.0
+    precision, recall = (len(shared) / len({word for one in sentences for word in one}) for sentences in (said, true))
+    return 2 * precision * recall / (precision + recall + 1e-8)
+
+
+def _sentences(written: str) -> list[list[str]]:
+    """The words between full stops; blanks alone are one empty word."""
+    return [" ".join(piece.split()).split(" ") for piece in written.split(".") if piece]
+
+
+def _common(one: Sequence[str], other: Sequence[str]) -> list[str]:
+    """A longest common subsequence; of several the one that ends first in `other`."""
+    lengths = [[0] * (len(other) + 1)]
+    for word in one:
+        above, row = lengths[-1], [0]
+        for place, said in enumerate(other):
+            row.append(above[place] + 1 if said == word else max(above[place + 1], row[place]))
+        lengths.append(row)
+    found: list[str] = []
+    i, j = len(one), len(other)
+    while i and j:
+        if one[i - 1] == other[j - 1]:
+            found.append(one[i - 1])
+            i, j = i - 1, j - 1
+        elif lengths[i - 1][j] > lengths[i][j - 1]:
+            i -= 1
+        else:
+            j -= 1
+    return found[::-1]
+
+
 def _words(written: str) -> list[str]:
     """Lower-case words without punctuation and articles."""
     bare = "".join(sign for sign in written.lower() if sign not in string.punctuation)

@@ -14,9 +14,10 @@ from typing import Any, Literal, NamedTuple
 
 from bench.text_file import each_line, records, text_of
 
-Scoring = Literal["all", "any", "f1", "class", "number", "line"]
+Scoring = Literal["all", "any", "f1", "class", "number", "line", "summary", "short summary"]
 """RULER's: the share of the answers that are found, or whether any is. LongBench's: the F1 of words, the class that is
-named, the number that is given, the likeness of a line of code; of several answers the best."""
+named, the number that is given, the likeness of a line of code, ROUGE-L of a summary or of its first line; of several
+answers the best."""
 
 
 class Form(NamedTuple):
@@ -39,9 +40,13 @@ LONGBENCH: Mapping[str, Form] = {
     "passage_retrieval_en": Form("\n\nWhich paragraph does this sum up?\n{input}", "\nAnswer:", "number"),
     "lcc": _CODE,
     "repobench-p": _CODE,
+    "gov_report": Form("\n\nWhat does this report say? Sum it up on one page.", "\nSummary:", "summary"),
+    "multi_news": Form("\n\nWhat do these articles say? Sum them up on one page.", "\nSummary:", "summary"),
+    "qmsum": Form("\n\nQuestion about this meeting: {input}", "\nAnswer:", "summary"),
+    "samsum": Form("\n\n{input}", "", "short summary"),
 }
-"""LongBench's data sets in English, without those whose answers are summaries."""
-NOT_ASKED = ("passage_count", "lcc")
+"""LongBench's data sets in English."""
+NOT_ASKED = ("passage_count", "lcc", "gov_report", "multi_news")
 """Those that ask the same of every line, whose input is empty."""
 
 

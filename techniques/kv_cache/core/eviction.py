@@ -9,10 +9,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -42,21 +42,14 @@ class Plan:
 class Eviction(Budgeted):
     """Base of the policies that score tokens: a technique says how important each one is."""
 
-    prompt_only: ClassVar[bool] = False
-    """Whether tokens are let go of behind the prompt alone: the scores need all of its queries, or set the heads'
-    shares."""
+    apart: ClassVar[bool] = False
+    """Whether heads keep different numbers of tokens; such scores go by the latest queries, see `asks`."""
     watches: ClassVar[bool] = False
     """Whether the scores need the attention weights of every token: see `first_marks` and `mark`."""
 
     every: int | None = Field(default=None, ge=1)
     """New tokens between two evictions while decoding; none: the prompt is compressed, and all that follows stays
     [tokens]."""
-
-    @model_validator(mode="after")
-    def _looks_at_the_prompt_only(self) -> Self:
-        if self.prompt_only and self.every is not None:
-            raise ValueError(f"every={self.every}: {stem(type(self))} evicts behind the prompt only; leave every out")
-        return self
 
     @property
     def asks(self) -> int:
@@ -126,7 +119,7 @@ class Eviction(Budgeted):
         kept = size - room
         needed = self.least(max(kept, 1))
         if kept < needed:
-            hint = "" if self.prompt_only or goes_on else ", or every=1 to go on evicting"
+            hint = "" if goes_on else ", or every=1 to go on evicting"
             raise Unsupported(
                 f"a budget of {size} of {total} tokens leaves {max(kept, 0)} beside {room} to come, and "
                 f"{stem(type(self))} needs {needed}: give a ratio of {(needed + room) / total:.3g} or a budget of "
@@ -198,6 +191,8 @@ class ScoredLayer(RaggedLayer):
         kept = self.plan.kept + self.plan.room - self.left
         columns = {name: self.padded(column) for name, column in self.columns.items()}
         keys, values, places = self.padded(self.keys), self.padded(self.values), columns["places"]
+        if self.level is None:  # such a slot sees nothing and is worth nothing
+            places = places.masked_fill(~self.filled(), -1)
         order = None
         if self.asked is not None:
             # each query sees what lies before it, so what is held is put in the order of the text
@@ -208,6 +203,10 @@ class ScoredLayer(RaggedLayer):
         marks = columns.get("marks")
         seen = Seen(self.index, self.seen, kept, query, keys, values, places, scaling, marks, self.state)
         importance = self.policy.importance(seen)
+        if self.policy.apart:
+            assert order is not None
+            self._share(importance.masked_fill(places < 0, -torch.inf), order, kept)
+            return
         one = self.level == kept + 1
         if order is None:
             chosen = importance.argmin(-1) if one else importance.topk(kept, -1).indices
@@ -221,6 +220,17 @@ class ScoredLayer(RaggedLayer):
             self.keep(torch.zeros_like(importance, dtype=torch.bool).scatter_(-1, chosen, True))
         if self.watching:
             self.policy.forget(self.padded(self.columns["marks"]))
+
+    def _share(self, importance: Tensor, order: Tensor, kept: int) -> None:
+        """Keep of each head its share, by scores in the order of the text; what a head lacks the others get."""
+        counts = self.policy.of_heads(importance, kept).to(order.device)
+        scores, ranked = importance.sort(dim=-1, descending=True, stable=True)
+        best = (torch.arange(ranked.shape[-1], device=order.device) < counts[..., None]) & (scores > -torch.inf)
+        for own, of_row in zip(best, scores.masked_fill(best, -torch.inf), strict=True):
+            own.view(-1)[of_row.flatten().topk(kept * len(own) - int(own.sum())).indices] = True
+        self.keep(torch.zeros_like(best).scatter_(-1, order.gather(-1, ranked), best))
+        if int((self.capacities - self.lengths).min()) < self.left:
+            self.regrow(torch.full_like(self.lengths, self.left))
 
     def held(self) -> list[Tensor]:
         return [*super().held(), *([] if self.asked is None else [self.asked])]

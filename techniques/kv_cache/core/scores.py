@@ -29,7 +29,7 @@ class Seen:
     """`(batch, kv_heads, held, head_dim)`, with their positions in them; `values` alike."""
     values: Tensor
     positions: Tensor
-    """Of the held tokens, in the text: `(batch, kv_heads, held)`."""
+    """Of the held tokens, in the text: `(batch, kv_heads, held)`; -1 for none, where heads hold different numbers."""
     scaling: float
     marks: Tensor | None = None
     """What the policy noted about the held tokens: `(batch, kv_heads, held)`, float32."""
@@ -51,6 +51,7 @@ class Seen:
         batch, heads, new, width = self.query.shape
         kv_heads, held = self.keys.shape[1:3]
         grouped = self.query.view(batch, kv_heads, heads // kv_heads, new, width)
+        gaps = bool((self.positions[..., 0] < 0).any())  # they come first
         for start in range(0 if last is None else max(new - last, 0), new, BLOCK):
             stop = min(start + BLOCK, new)
             visible = held - new + stop
@@ -61,6 +62,8 @@ class Seen:
             # what comes after a row lies in the block's own square
             future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=scores.device).triu(1)
             scores[..., start - stop :].masked_fill_(future, -torch.inf)
+            if gaps:
+                scores.masked_fill_(self.positions[:, :, None, None, :visible] < 0, -torch.inf)
             yield scores.softmax(-1)
 
     def received(self, last: int | None = None, count: Callable[[Tensor], Tensor] = lambda weights: weights) -> Tensor:

@@ -298,3 +298,10 @@ def test_timed_contexts_of_a_batch_are_padded_to_its_longest():
 def test_the_shortest_context_is_not_the_longest():
     with pytest.raises(ValidationError, match="shortest=61 is above context=60"):
         Counting(context=60, shortest=61)
+
+
+def test_the_smallest_has_no_longer_shortest_and_no_larger_batch():
+    quick = Counting(context=2048, shortest=1024, batch=8, timed_contexts=8).quick()
+    assert (quick.context, quick.shortest, quick.batch, quick.timed_contexts) == (256, 256, 3, 3)
+    assert Counting(context=100, shortest=50).quick().shortest == 50
+    assert Counting().quick().shortest is None

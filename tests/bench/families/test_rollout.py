@@ -179,7 +179,7 @@ def test_a_reward_that_is_no_number_is_named(bad: float):
     assert scored(given, ["one", "three"], ["first", "second"]) == [1.0, 1.0]
     with pytest.raises(BenchError, match=r"reward of a completion of 'second' is .*finite.*'two words'"):
         scored(given, ["one", "two words"], ["first", "second"])
-    known = replace(given, openings=("first", "secon"))
+    known = replace(given, openings=("sec", "second", "first"))
     with pytest.raises(BenchError, match=r"of a completion of opening 2, 'second' is"):
         scored(known, ["one", "two words"], ["first", "second"])
 

@@ -265,7 +265,7 @@ class Clock:
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(math.inf, 6), (2.5, 2), (2.0, 2), (0.5, 1), (100.0, 6)])
-def test_a_training_ends_behind_the_step_that_spends_its_seconds(
+def test_a_training_ends_before_a_step_that_would_pass_its_seconds(
     limit: float, steps: int, monkeypatch: pytest.MonkeyPatch
 ):
     clock = Clock()

@@ -89,12 +89,27 @@ def test_f1_is_that_of_the_best_answer_in_the_first_line():
 
 @pytest.mark.parametrize(
     ("scoring", "said", "expected"),
-    [("class", " b\nc", 1.0), ("number", " 3 or 4", 0.5), ("line", "x = 3\ny", 1.0), ("line", "    x = 3", 0.71)],
+    [
+        ("class", " b\nc", 1.0),
+        ("number", " 3 or 4", 0.5),
+        ("line", "x = 3\ny", 1.0),
+        ("line", "    x = 3", 0.71),
+        ("summary", " a b\nc.", 1.0),
+        ("short summary", " a b\nc.", 0.8),
+    ],
 )
 def test_longbenchs_other_scores(scoring: str, said: str, expected: float):
-    right = {"class": "b", "number": "Paragraph 3", "line": "x = 3"}[scoring]
+    right = {"class": "b", "number": "Paragraph 3", "line": "x = 3", "summary": "a b c.", "short summary": "a b c."}[
+        scoring
+    ]
     one = {"scoring": scoring, "answers": ["-9-", right], "classes": ["a", "b", "c"]}
-    assert small().judged(said, one) == {"answer_score": expected}
+    assert small().judged(said, one) == {"answer_score": pytest.approx(expected)}
+
+
+def test_of_a_long_summary_the_beginning_is_scored(tmp_path: Path):
+    line = {"input": "", "context": FILLER * 2, "answers": ["It says that nothing is said."], "dataset": "multi_news"}
+    built = small(written(tmp_path, [line] * 5), new_tokens=8).build(SOURCES, 0)
+    assert [one["tokens"] for one in built["items"]] == [7] * 3
 
 
 def test_own_questions():

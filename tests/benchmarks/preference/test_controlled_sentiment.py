@@ -266,7 +266,7 @@ def test_who_writes_texts_of_its_own_trains_for_the_baselines_seconds(monkeypatc
     assert quality.counts["forward_texts_per_update"] == 4 * 4
     assert 4 <= quality.counts["generated_tokens_per_update"] <= 4 * 12
     assert (base.counts["forward_texts_per_update"], base.counts["generated_tokens_per_update"]) == (4, 0)
-    early = "training ended before its last step, as its seconds were spent"
+    early = "training ended before its last step, as another step would have passed its seconds"
     ((told, remedy),) = ((what, do) for what, do in quality.notes.items() if what.startswith(early))
     assert "workload.steps" in remedy
     # who learns from the pairs sees all of them, and without a budget nobody ends early

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from evicted import CONTEXT, IDS, best, run
+from evicted import CONTEXT, IDS, NEW, best, run
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -81,3 +81,41 @@ def test_mean_rotation() -> None:
     assert torch.allclose(each[0], turned[0, 0], atol=1e-6)
     assert torch.equal(each[1], states[1])
     assert torch.allclose(each[2:], torch.stack([turned[2, 2], turned[1, 3]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["tiny:llama", "tiny:gpt2"])
+@pytest.mark.parametrize(("every", "window", "sinks"), [(1, 6, 2), (4, 9, 0), (5, 200, 4)])
+def test_it_goes_on_by_the_latest_queries(name: str, every: int, window: int, sinks: int) -> None:
+    made = run(ExpectedAttention(budget=30, future=20, sinks=sinks, every=every, window=window), name)
+    width, tokens = 16, CONTEXT + NEW
+    queries, turns = made.query, dict.fromkeys(range(tokens + 1), torch.eye(width, dtype=torch.float64))
+    if name == "tiny:llama":
+        cos, sin = (part.double() for part in made.model.model.rotary_emb(torch.zeros(1), torch.arange(200)[None]))
+        queries = [apply_rotary_pos_emb(one, one, cos[:, :tokens], -sin[:, :tokens])[0] for one in queries]
+        unit = torch.eye(width, dtype=torch.float64)[None, None].expand(200, 1, -1, -1)
+        columns, _ = apply_rotary_pos_emb(unit, unit, cos[0, :, None], sin[0, :, None])
+        turns = {at: columns[at : at + 20, 0].mean(0).T for at in turns}
+    changed = 0
+    for layer, row, head in made.each():
+        expected = made.held[0][layer][row][head]
+        for time, held in enumerate(made.held[1:], start=1):
+            seen = CONTEXT + time
+            expected = expected | {seen - 1}
+            if time % every == 0:
+                there = sorted(expected)[sinks:]
+                keys, values = made.keys[layer][row, head, there], made.values[layer][row, head, there]
+                total = torch.zeros(len(there), dtype=torch.float64)
+                for member in range(made.group):
+                    of_group = queries[layer][row, head * made.group + member]
+                    # held from the prompt on, whose ring is as long as the prompt at most
+                    latest = of_group[max(seen - min(window, CONTEXT), sinks) : seen]
+                    mean = turns[seen] @ latest.mean(0)
+                    covariance = turns[seen] @ torch.cov(latest.T, correction=0) @ turns[seen].T
+                    logits = keys @ mean / 4 + ((keys @ covariance) * keys).sum(-1) / 32
+                    total += logits.softmax(0) / made.group
+                total *= values.norm(dim=-1)
+                stay = {there[at] for at in best(total, 30 - every - sinks)} | set(range(sinks))
+                changed += stay != expected - {min(expected - set(range(sinks)))}
+                expected = stay
+            assert held[layer][row][head] == expected, (layer, row, head, time)
+    assert changed, "the oldest always went"

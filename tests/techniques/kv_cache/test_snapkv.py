@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from bench.errors import Unsupported
 from bench.families import cache as kv
 from bench.models import Source, Sources
-from techniques.kv_cache.adakv import AdaKv
 from techniques.kv_cache.core.scores import pooled
 from techniques.kv_cache.snapkv import SnapKv
 
@@ -95,8 +94,6 @@ def test_the_papers_defaults() -> None:
 def test_bad_input_is_one_line() -> None:
     with pytest.raises(ValidationError, match="kernel=4 has no middle; give an odd number"):
         SnapKv(kernel=4)
-    with pytest.raises(ValidationError, match=r"every=2: adakv evicts behind the prompt only; leave every out"):
-        AdaKv(every=2)
     with pytest.raises(
         Unsupported, match=r"a window of 32 queries leaves nothing .* of 32 tokens; give a window of 31"
     ):

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.kv_cache.core.answers import classified, f1, line_likeness, numbered, share_contained, share_found
+from benchmarks.kv_cache.core.answers import (
+    classified,
+    f1,
+    line_likeness,
+    numbered,
+    rouge_l,
+    share_contained,
+    share_found,
+)
 
 
 def test_whole_words_are_found_whatever_their_case():
@@ -50,3 +58,21 @@ def test_the_line_of_code_that_is_alike():
     assert line_likeness("\n\nabcd", "bcde") == 0.75
     assert line_likeness("``` ", "x") == 0
     assert line_likeness("abc", "abd") == 0.67
+
+
+def test_rouge_l_by_hand():
+    assert rouge_l("the cat sat", "the cat sat") == pytest.approx(1)
+    # in common: the, cat, mat in their order
+    assert rouge_l("the cat on a mat", "the fat cat ate the mat") == pytest.approx(2 * (3 / 5) * (3 / 5) / (6 / 5))
+    # order counts within a sentence, not between them
+    assert rouge_l("b a", "a b") == pytest.approx(1 / 2)
+    assert rouge_l("b. a", "a. b") == pytest.approx(2 * 1 * 1 / 2)
+    # a word counts once, wherever it is found
+    assert rouge_l("red red red", "red blue") == pytest.approx(2 * 1 * (1 / 2) / (3 / 2))
+    assert rouge_l("x y. y z", "x y z") == pytest.approx(1)
+    # of two subsequences that are as long: "b" is met going back in what was written first
+    assert rouge_l("a b. q", "b a q") == pytest.approx(2 * (2 / 3) * (2 / 3) / (4 / 3))
+    # no stem, no case; a dot behind a blank begins an empty sentence, which both have here
+    assert rouge_l("Cats", "cat") == 0
+    assert rouge_l("a. ", "b. ") == pytest.approx(1 / 2)
+    assert rouge_l("", "a") == rouge_l("...", "a") == 0

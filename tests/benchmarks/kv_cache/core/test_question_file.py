@@ -64,6 +64,12 @@ def test_the_other_data_sets_of_longbench():
     assert (code.scoring, code.question, code.answer) == ("line", "", "    return {x}")
     within = parse({**HOTPOT, "dataset": "repobench-p", "input": "def f({x}):", "answers": ["    pass"]})
     assert (within.question, within.cue) == ("def f({x}):", "\nNext line of code:\n")
+    report = parse({**HOTPOT, "dataset": "gov_report_e", "input": "", "answers": ["A report."]})
+    assert (report.scoring, report.cue, report.answer) == ("summary", "\nSummary:", " A report.")
+    meeting = parse({**HOTPOT, "dataset": "qmsum"})
+    assert meeting.question == "\n\nQuestion about this meeting: Who built it?"
+    talk = parse({**HOTPOT, "dataset": "samsum", "input": "Dialogue: Hi.\nSummary:"})
+    assert (talk.scoring, talk.cue, talk.question) == ("short summary", "", "\n\nDialogue: Hi.\nSummary:")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +82,7 @@ def test_the_other_data_sets_of_longbench():
         ({**NIAH, "outputs": "17"}, "'outputs' is no list of answers"),
         ({**NIAH, "outputs": []}, "'outputs' is no list of answers, or an empty one"),
         ({**NIAH, "outputs": ["17", ""]}, "'outputs[1]' is empty"),
-        ({**HOTPOT, "dataset": "gov_report"}, "data set 'gov_report' is scored by a metric that is not computed"),
+        ({**HOTPOT, "dataset": "vcsum"}, "data set 'vcsum' is scored by a metric that is not computed"),
         ({**HOTPOT, "dataset": "multifieldqa_zh"}, "scored are narrativeqa, qasper"),
         ({**HOTPOT, "dataset": "trec"}, "'all_classes' is no list of answers"),
         ({**HOTPOT, "dataset": "passage_retrieval_en"}, "an answer of passage_retrieval_en has no number: 'Ada'"),

@@ -49,8 +49,6 @@ def test_all_policies_are_here() -> None:
 @pytest.mark.parametrize("policy", POLICIES)
 def test_mask_oracle(policy: type[Eviction], name: str) -> None:
     for values in [{}, {"every": 1}, {"every": 4}]:
-        if values and policy.prompt_only:
-            continue
         technique = small(policy, budget=26, **values)
         ready = prepared(technique, name)
         cache = technique.cache(ready, 2, CONTEXT, NEW)
@@ -95,7 +93,7 @@ def test_bytes_are_those_of_the_budget(policy: type[Eviction]) -> None:
             assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in layer.held())
 
 
-@pytest.mark.parametrize("policy", [policy for policy in POLICIES if not policy.prompt_only])
+@pytest.mark.parametrize("policy", POLICIES)
 def test_a_cache_that_goes_on_never_holds_more(policy: type[Eviction]) -> None:
     technique = small(policy, budget=24, every=3)
     ready = prepared(technique)
