@@ -11,43 +11,95 @@ run in an environment of their own.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
+import math
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
 from bench import registry
 from bench.errors import BenchError
 from bench.families import cache as kv
+from bench.families.kv_cache import KVCache
 from bench.models import Source, Sources
 from benchmarks.kv_cache.core import kvpress_timing
 from benchmarks.kv_cache.core.kvpress_pairs import COMPRESSION, PAIRS, Pair, ids_of, their_environment
+from techniques.kv_cache.core.eviction import Eviction
+from techniques.kv_cache.core.scores import Seen
 
 PRESSES = Path(__file__).with_name("kvpress_presses.py")
 CONTEXT, NEW = 192, 8
 LEAST = 96
 """Of a shorter context little more than a press' window of 16 tokens is left [tokens]."""
+TIE = 1e-5
+"""Relative difference of two scores in float32 that another order of sums can turn round."""
 STEPS = 32
 """Decoding steps of a turn that is timed."""
 
 
 @torch.inference_mode()
 def kept(pair: Pair, source: Source, ids: list[int], context: int) -> dict[str, Any]:
-    """The tokens that each head holds behind the context, by layer, and the logits of what follows."""
+    """The tokens that each head holds behind the context and what each token is worth, by layer; the logits of what
+    follows."""
     policy = pair.policy(context, len(ids) - context)
     prepared = policy.prepare(Sources(source))
     cache: Any = policy.cache(prepared, 1, context, len(ids) - context)
     given = torch.tensor([ids])
-    kv.read(prepared.model, given[:, :context], cache)
+    with scoring(policy) as scores:
+        kv.read(prepared.model, given[:, :context], cache)
     held = [[sorted(at for at in head if at >= 0) for head in layer.positions()[0].tolist()] for layer in cache.layers]
     places = range(context, len(ids))
     logits = [kv.read(prepared.model, given[:, at : at + 1], cache)[0, -1].tolist() for at in places]
-    return {"held": held, "logits": logits}
+    return {"held": held, "logits": logits, "scores": scores}
+
+
+@contextlib.contextmanager
+def scoring(policy: KVCache) -> Iterator[list[list[list[float]]]]:
+    """What a policy says of the tokens it chooses from: layer, head, token. Nothing of one that does not score them."""
+    found: list[list[list[float]]] = []
+    if not isinstance(policy, Eviction):
+        yield found
+        return
+    kind: Any = type(policy)
+    real = kind.importance
+
+    def noted(own: Eviction, seen: Seen) -> torch.Tensor:
+        made: torch.Tensor = real(own, seen)
+        found.append(made[0].tolist())
+        return made
+
+    with mock.patch.object(kind, "importance", noted):
+        yield found
+
+
+def swapped(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float | None:
+    """How far apart, relatively, our scores are of tokens that only we hold and of those that only they do, at most.
+
+    Infinite where a head holds another number of tokens, or one that stays in any case was swapped; none where we do
+    not score.
+    """
+    apart = 0.0
+    if not ours["scores"]:
+        return None
+    for layer, (held, other) in enumerate(zip(ours["held"], theirs["held"], strict=True)):
+        for head, (own, their) in enumerate(zip(held, other, strict=True)):
+            if len(own) != len(their):
+                return math.inf
+            scores = ours["scores"][layer][head]
+            for pair in itertools.product(set(own) - set(their), set(their) - set(own)):
+                a, b = (scores[at] for at in pair)
+                apart = max(
+                    apart, abs(a - b) / max(abs(a), abs(b)) if math.isfinite(a) and math.isfinite(b) else math.inf
+                )
+    return apart
 
 
 def compared(pair: Pair, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +110,9 @@ def compared(pair: Pair, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
         for a, b in zip(layer, other, strict=True)
     ]
     error = (torch.tensor(ours["logits"]) - torch.tensor(theirs["logits"])).abs().max()
-    reason = "" if min(heads) == 1 else "other tokens are held"
+    apart = 0.0 if min(heads) == 1 else swapped(ours, theirs)
+    alike = apart is not None and apart < TIE
+    reason = "" if min(heads) == 1 else f"other tokens{' of equal score' if alike else ''} are held"
     if pair.moves:
         reason = "ours goes on letting go while decoding, kvpress compresses the context only"
     return {
@@ -70,9 +124,10 @@ def compared(pair: Pair, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
         "kept": [len(head) for layer in ours["held"] for head in layer],
         "same_tokens": min(heads),
         "same_tokens_mean": sum(heads) / len(heads),
+        "scores_apart": None if apart is None or math.isinf(apart) else apart,
         "largest_logit_difference": None if reason else float(error),
         "logits_reason": reason,
-        "agrees": min(heads) == 1 and (bool(reason) or float(error) < 1e-3),
+        "agrees": alike and (bool(reason) or float(error) < 1e-3),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,21 @@ def test_ours_keeps_as_much_as_a_press(pair: comparison.Pair) -> None:
     assert len(set(sizes)) > 1 or pair.technique not in ("adakv", "pyramidkv")
     assert all(0 <= at < comparison.CONTEXT for layer in found["held"] for head in layer for at in head)
     assert len(found["logits"]) == comparison.NEW
+    if pair.technique != "streaming_llm_absolute":
+        for held, worth in zip(found["held"][0], found["scores"][0], strict=True):
+            assert len(worth) == comparison.CONTEXT
+            if pair.technique != "adakv":
+                assert min(worth[at] for at in held) >= sorted(worth)[-len(held)]
 
 
 def test_one_other_token_in_one_head_is_no_agreement() -> None:
     pair = comparison.PAIRS[0]
-    ours = {"held": [[[0, 1, 2, 3], [4, 5, 6, 7]]], "logits": [[0.0, 1.0]]}
+    worth = [float(10 - at) for at in range(10)]
+    ours: dict[str, Any] = {
+        "held": [[[0, 1, 2, 3], [4, 5, 6, 7]]],
+        "logits": [[0.0, 1.0]],
+        "scores": [[worth, worth]],
+    }
     same = comparison.compared(pair, ours, ours)
     assert same["agrees"]
     assert same["largest_logit_difference"] == 0
@@ -42,6 +53,16 @@ def test_one_other_token_in_one_head_is_no_agreement() -> None:
     assert other["same_tokens_mean"] == 0.875
     assert other["largest_logit_difference"] is None
     assert other["logits_reason"] == "other tokens are held"
+    assert other["scores_apart"] == (6 - 1) / 6  # of tokens 4 and 9
+    tied = {**ours, "scores": [[worth, [*worth[:9], 6.0 + 1e-6]]]}
+    near = comparison.compared(pair, tied, theirs)
+    assert near["agrees"]
+    assert near["logits_reason"] == "other tokens of equal score are held"
+    assert not comparison.compared(pair, {**ours, "scores": []}, theirs)["agrees"]
+    stays = {**ours, "scores": [[worth, [*worth[:9], math.inf]]]}
+    assert not comparison.compared(pair, stays, theirs)["agrees"]
+    more = {**tied, "held": [[[0, 1, 2, 3], [4, 5, 6, 7, 8]]]}
+    assert not comparison.compared(pair, more, theirs)["agrees"]
     wrong = {**ours, "logits": [[0.0, 1.1]]}
     assert not comparison.compared(pair, ours, wrong)["agrees"]
 
