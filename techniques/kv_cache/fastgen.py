@@ -91,7 +91,8 @@ class FastGenLayer(RaggedLayer):
         out = self.attend(module, query, scaling)
         self.left -= 1
         if self.marks_new:
-            self.queries.append(query.reshape(*self.lengths.shape, -1, query.shape[-1]))
+            own = query.reshape(*self.lengths.shape, -1, query.shape[-1])
+            self.queries.append(own.clone())  # not a view of more: of a batch, or of keys and values
         if self.evicts and self.left == 0:
             with self.phase("evict"):
                 self._mark(scaling)

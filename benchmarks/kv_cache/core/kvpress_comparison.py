@@ -32,8 +32,6 @@ from bench.families.kv_cache import KVCache
 from bench.models import Source, Sources
 from benchmarks.kv_cache.core import kvpress_timing
 from benchmarks.kv_cache.core.kvpress_pairs import COMPRESSION, PAIRS, Pair, ids_of, their_environment
-from techniques.kv_cache.core.eviction import Eviction
-from techniques.kv_cache.core.scores import Seen
 
 PRESSES = Path(__file__).with_name("kvpress_presses.py")
 CONTEXT, NEW = 192, 8
@@ -65,13 +63,13 @@ def kept(pair: Pair, source: Source, ids: list[int], context: int) -> dict[str, 
 def scoring(policy: KVCache) -> Iterator[list[list[list[float]]]]:
     """What a policy says of the tokens it chooses from: layer, head, token. Nothing of one that does not score them."""
     found: list[list[list[float]]] = []
-    if not isinstance(policy, Eviction):
+    kind: Any = type(policy)
+    real = getattr(kind, "importance", None)
+    if real is None:
         yield found
         return
-    kind: Any = type(policy)
-    real = kind.importance
 
-    def noted(own: Eviction, seen: Seen) -> torch.Tensor:
+    def noted(own: Any, seen: Any) -> torch.Tensor:
         made: torch.Tensor = real(own, seen)
         found.append(made[0].tolist())
         return made
