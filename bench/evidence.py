@@ -27,6 +27,9 @@ class Broken(NoFigure):
 def estimate(claim: Claim, operands: Sequence[list[Record]]) -> tuple[stats.Estimate, bool]:
     """The expression's value with its interval, and whether it is the same in every repeat.
 
+    Of trained models too few to be the units themselves, the interval covers both what other items and what other
+    trainings would have given.
+
     Raises:
         NoFigure: a record has no such figure, or it is withheld.
     """
@@ -45,14 +48,28 @@ def estimate(claim: Claim, operands: Sequence[list[Record]]) -> tuple[stats.Esti
     if len(read) == 2 and read[1][1] != unit:
         raise NoFigure(f"one figure is in {unit}, the other in {read[1][1]}; run both arms under the same seeds")
     base = read[1][0] if len(read) == 2 else dict.fromkeys(own, 0.0)
-    form = expression.figures[0].metric or _PLAIN
-    found = stats.compare(
-        replace(form, relative=expression.operator == "/"), own, base, unit, outcome.confidence_of(arms[0][0], unit)
-    )
+    form = replace(expression.figures[0].metric or _PLAIN, relative=expression.operator == "/")
+    found = stats.compare(form, own, base, unit, outcome.confidence_of(arms[0][0], unit))
+    if found is not None and unit == "items" and any(arm[0]["technique"].get("trains") for arm in arms):
+        ours, *theirs = (_of_trainings(figure, arm) for figure, arm in zip(expression.figures, arms, strict=True))
+        trainings = stats.compare(form, ours, theirs[0] if theirs else dict.fromkeys(ours, 0.0), "seeds")
+        found = _covering(found, trainings)
     if found is None:
         raise NoFigure(f"{words(expression.figures[0])} has no {expression.figures[0].quantity}")
     declared = all(figure.metric is None or figure.metric.exact for figure in expression.figures)
     return found, declared and not found.spread
+
+
+def _of_trainings(figure: Figure, arm: Sequence[Record]) -> dict[int, float]:
+    """Seed -> the mean over the items of the model trained under it."""
+    return {record["seed"]: statistics.fmean(_values(figure, [record])[0].values()) for record in arm}
+
+
+def _covering(items: stats.Estimate, seeds: stats.Estimate | None) -> stats.Estimate:
+    """An estimate over items with an interval that holds the one over trainings as well, where there is one."""
+    if seeds is None or None in (items.low, items.high, seeds.low, seeds.high):
+        return items
+    return replace(items, low=min(items.low, seeds.low), high=max(items.high, seeds.high))
 
 
 def best(figure: Figure, arms: Sequence[list[Record]]) -> list[Record]:

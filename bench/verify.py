@@ -247,7 +247,8 @@ def _note(estimate: stats.Estimate, exact: bool, operands: Sequence[Sequence[Rec
     words = "exact" if exact else stats.counted(estimate.units, estimate.unit)
     first = operands[0][0]
     if first["technique"].get("trains") and estimate.unit == "items":
-        words += f" of {len(operands[0])} trained model{'s' if len(operands[0]) > 1 else ''}"
+        models = f"{len(operands[0])} trained models, its interval covers both"
+        words += f" of {models if len(operands[0]) > 1 else '1 trained model'}"
     stamped = sorted({stamp for arm in operands for record in arm for stamp in record["stamps"]})
     return f"{words}, {', '.join(stamped)}" if stamped else words
 

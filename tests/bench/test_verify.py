@@ -177,8 +177,32 @@ def test_one_training_decides_nothing() -> None:
     asked = claim("nll(arm) - nll(base)", expected=Expected(high=0.0))
     found = one(asked, *trained(0), *trained(1))
     assert (found.outcome, found.thin) == (Outcome.INCONCLUSIVE, True)
-    assert found.reason == "100 items of 2 trained models, 3 trainings at least say more than chance"
+    many = "100 items of 2 trained models, its interval covers both"
+    assert found.reason == f"{many}, 3 trainings at least say more than chance"
     assert one(asked, *trained(0), *trained(1), *trained(2)).outcome is Outcome.REPRODUCED
+
+
+def test_few_trainings_that_disagree_decide_nothing_however_many_items_they_were_scored_on() -> None:
+    def trained(seed: int, better: float) -> list[dict[str, Any]]:
+        return [
+            record(name, nll=nll, technique={"name": name, "parameters": {}, "trains": True}, seed=seed, salt=str(seed))
+            for name, nll in (("base", 3.0), ("arm", 3.0 - better))
+        ]
+
+    def asked_of(*better: float) -> Finding:
+        asked = claim("nll(arm) - nll(base)", expected=Expected(high=0.0))
+        return one(asked, *(record for seed, by in enumerate(better) for record in trained(seed, by)))
+
+    torn = asked_of(0.01, 0.3, 0.6)
+    assert (torn.outcome, torn.thin) == (Outcome.INCONCLUSIVE, False)
+    assert torn.low is not None
+    assert torn.high is not None
+    # Student's t with two degrees of freedom, 4.303 standard errors of .01, .3 and .6
+    assert (torn.high - torn.low) / 2 == pytest.approx(4.303 * 0.2951 / 3**0.5, rel=0.01)
+    agreed = asked_of(0.29, 0.3, 0.31)
+    assert agreed.outcome is Outcome.REPRODUCED
+    # from five on they are the units
+    assert "5 seeds" in asked_of(0.29, 0.3, 0.31, 0.3, 0.3).reason
 
 
 def test_where_a_parameter_is_tuned_the_best_of_each_side_are_compared() -> None:
