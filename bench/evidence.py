@@ -67,7 +67,7 @@ def _of_trainings(figure: Figure, arm: Sequence[Record]) -> dict[int, float]:
 
 def _covering(items: stats.Estimate, seeds: stats.Estimate | None) -> stats.Estimate:
     """An estimate over items with an interval that holds the one over trainings as well, where there is one."""
-    if seeds is None or None in (items.low, items.high, seeds.low, seeds.high):
+    if items.low is None or items.high is None or seeds is None or seeds.low is None or seeds.high is None:
         return items
     return replace(items, low=min(items.low, seeds.low), high=max(items.high, seeds.high))
 
