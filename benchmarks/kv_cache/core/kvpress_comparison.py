@@ -18,6 +18,7 @@ import math
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ LEAST = 96
 """Of a shorter context little more than a press' window of 16 tokens is left [tokens]."""
 TIE = 1e-5
 """Relative difference of two scores in float32 that another order of sums can turn round."""
+DTYPES = ("float32", "bfloat16")
 STEPS = 32
 """Decoding steps of a turn that is timed."""
 
@@ -129,11 +131,14 @@ def compared(pair: Pair, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> 
     }
 
 
-def compare(model: str, python: str, folder: Path, context: int = CONTEXT, rounds: int = 0) -> dict[str, Any]:
+def compare(
+    model: str, python: str, folder: Path, context: int = CONTEXT, rounds: int = 0, dtype: str = "float32"
+) -> dict[str, Any]:
     """The record: versions, inputs, every pair, and what was timed.
 
     Args:
         rounds: of timing; 0: nothing is timed.
+        dtype: of what is timed; what is kept is compared in float32, where few scores tie.
     """
     registry.load_plugins()
     source = Source(model)
@@ -162,7 +167,9 @@ def compare(model: str, python: str, folder: Path, context: int = CONTEXT, round
         "timing": None,
     }
     if rounds:
-        record["timing"] = kvpress_timing.time(source, python, folder, longer[: context + STEPS], context, rounds)
+        record["timing"] = kvpress_timing.time(
+            replace(source, dtype=dtype), python, folder, longer[: context + STEPS], context, rounds
+        )
     return record
 
 
@@ -173,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", default="tiny:llama", help="a model of the Llama kind")
     parser.add_argument("--context", type=int, default=CONTEXT, help="tokens that are compressed (default %(default)s)")
     parser.add_argument("--time", action="store_true", help="time decoding steps too, ours and theirs in turn")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of what is timed (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="where the record goes, JSON")
     given = parser.parse_args(arguments)
@@ -183,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         rounds = given.rounds if given.time else 0
         try:
-            record = compare(given.model, given.python, Path(folder), given.context, rounds)
+            record = compare(given.model, given.python, Path(folder), given.context, rounds, given.dtype)
         except BenchError as error:
             parser.exit(error.exit_code, f"{error}\n")
     given.out.write_text(json.dumps(record, indent=1) + "\n")

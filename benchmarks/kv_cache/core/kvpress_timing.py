@@ -68,7 +68,9 @@ def ours(name: str, source: Source, ids: list[int], context: int) -> Turn:
 
 
 @contextmanager
-def theirs(python: str, folder: Path, ids: list[int], context: int) -> Iterator[tuple[dict[str, str], dict[str, Turn]]]:
+def theirs(
+    python: str, folder: Path, dtype: str, ids: list[int], context: int
+) -> Iterator[tuple[dict[str, str], dict[str, Turn]]]:
     """The versions of a process of kvpress' environment, and its arms.
 
     Args:
@@ -78,7 +80,8 @@ def theirs(python: str, folder: Path, ids: list[int], context: int) -> Iterator[
         WorkerError: it ended early.
     """
     threads = torch.get_num_threads()
-    task = {"ids": ids, "context": context, "compression": COMPRESSION, "threads": threads, "arms": THEIRS}
+    task = {"ids": ids, "context": context, "compression": COMPRESSION, "dtype": dtype}
+    task |= {"threads": threads, "arms": THEIRS}
     (folder / "timing.json").write_text(json.dumps(task))
     command = [python, str(WORKER), str(folder)]
     with (
@@ -159,16 +162,18 @@ def time(source: Source, python: str, folder: Path, ids: list[int], context: int
     """What the record says of time: every round's samples, and their summary.
 
     Args:
+        source: with the type of numbers that both sides compute in.
         folder: holds the model as theirs reads it.
         count: of rounds.
     """
     mine = {arm: ours(arm, source, ids, context) for arm in ARMS if arm not in THEIRS}
-    with theirs(python, folder, ids, context) as (versions, others):
+    with theirs(python, folder, source.dtype, ids, context) as (versions, others):
         found = list(rounds({**mine, **others}, count))
     return {
         "steps": len(ids) - context,
         "steps_not_counted": WARM,
         "threads": torch.get_num_threads(),
+        "dtype": source.dtype,
         "versions": versions,
         **summary(found),
         "rounds": found,

@@ -67,7 +67,7 @@ def main(folder: Path) -> None:
     task = json.loads((folder / "timing.json").read_text())
     torch.set_num_threads(task["threads"])
     model = AutoModelForCausalLM.from_pretrained(
-        folder / "model", dtype=torch.float32, attn_implementation="sdpa", use_safetensors=True
+        folder / "model", dtype=getattr(torch, task["dtype"]), attn_implementation="sdpa", use_safetensors=True
     ).eval()
     ids = torch.tensor([task["ids"]])
     presses = {

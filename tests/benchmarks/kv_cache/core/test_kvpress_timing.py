@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,12 @@ def bytes_of(tokens: int) -> int:
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
-def test_both_sides_hold_what_is_asked_and_time_every_step(folder: Path) -> None:
-    found = timing.time(SOURCE, sys.executable, folder, IDS, CONTEXT, 2)
-    assert found["versions"]["kvpress"] == "0"
-    whole, part = bytes_of(CONTEXT + STEPS), bytes_of(kept_tokens(CONTEXT) + STEPS)
+@pytest.mark.parametrize("dtype", comparison.DTYPES)
+def test_both_sides_hold_what_is_asked_and_time_every_step(folder: Path, dtype: str) -> None:
+    found = timing.time(replace(SOURCE, dtype=dtype), sys.executable, folder, IDS, CONTEXT, 2)
+    assert (found["versions"]["kvpress"], found["dtype"]) == ("0", dtype)
+    share = 2 if dtype == "bfloat16" else 1
+    whole, part = (bytes_of(tokens + STEPS) // share for tokens in (CONTEXT, kept_tokens(CONTEXT)))
     held = {arm: one["bytes"] for arm, one in found["arms"].items()}
     assert held == {
         "full_cache": whole,
@@ -141,7 +144,7 @@ def test_a_process_that_ends_says_why_in_one_line(folder: Path) -> None:
     (folder / "packages" / "kvpress.py").write_text("raise ImportError('planted')")
     with (
         pytest.raises(WorkerError, match=r"kvpress' process ended: ImportError: planted; make its environment again"),
-        timing.theirs(sys.executable, folder, IDS, CONTEXT),
+        timing.theirs(sys.executable, folder, "float32", IDS, CONTEXT),
     ):
         pass
 
@@ -178,17 +181,17 @@ def test_the_record_holds_what_was_timed(tmp_path: Path, monkeypatch: pytest.Mon
     given: dict[str, Any] = {}
 
     def time(source: Source, python: str, folder: Path, ids: list[int], context: int, count: int) -> dict[str, Any]:
-        given.update(ids=len(ids), context=context, count=count)
+        given.update(ids=len(ids), context=context, count=count, dtype=source.dtype)
         return {"planted": True, **timing.summary([fabricated(dict.fromkeys(timing.ARMS, 1.0))])}
 
     monkeypatch.setattr(comparison.subprocess, "run", presses)
     monkeypatch.setattr(timing, "time", time)
     arguments = ["--python", "python", "--context", "100", "--out", str(tmp_path / "record.json")]
-    assert comparison.main([*arguments, "--time", "--rounds", "3"]) == 0
+    assert comparison.main([*arguments, "--time", "--rounds", "3", "--dtype", "bfloat16"]) == 0
     record = json.loads((tmp_path / "record.json").read_text())
     assert record["timing"]["planted"]
     assert (record["context"], record["text"]) == (100, "random ids")
-    assert given == {"ids": 100 + comparison.STEPS, "context": 100, "count": 3}
+    assert given == {"ids": 100 + comparison.STEPS, "context": 100, "count": 3, "dtype": "bfloat16"}
     assert comparison.main(arguments) == 0
     assert json.loads((tmp_path / "record.json").read_text())["timing"] is None
 
