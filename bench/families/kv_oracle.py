@@ -118,15 +118,14 @@ class Reference:
     ) -> tuple[Tensor, None]:
         """Query `(batch, heads, tokens, head_dim)` -> `(batch, tokens, heads, head_dim)`."""
         tokens = query.shape[2]
-        keys, values = key.float(), value.float()
         parts = []
         start = 0
         while start < tokens:
             if start < self.context:  # none of these sees what comes behind the block
                 stop = min(start + BLOCK, self.context)
-                own, given = keys[:, :, :stop], values[:, :, :stop]
+                own, given = key[:, :, :stop], value[:, :, :stop]
             else:
-                stop, own, given = start + 1, keys, values
+                stop, own, given = start + 1, key, value
             parts.append(
                 self.rows(query[:, :, start:stop], own, given, start, module.layer_idx, scaling, sliding_window)[0]
             )
@@ -159,7 +158,8 @@ class Reference:
         step, steps = start - self.context, self.visible.get(layer, [])
         if 0 <= step < len(steps):
             held, shift = steps[step].over(tokens)
-            keys, visible = self._turn(keys, shift), visible & held[:, :, None, None]
+            # a cache that turns a key holds it in the model's type
+            keys, visible = self._turn(keys, shift).to(key.dtype).float(), visible & held[:, :, None, None]
         grouped = query.float().reshape(batch, kv_heads, heads // kv_heads, count, width)
         scores = grouped @ keys[:, :, None].transpose(-1, -2) * (width**-0.5 if scaling is None else scaling)
         weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)  # (batch, kv_heads, group, rows, tokens)

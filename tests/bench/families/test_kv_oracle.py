@@ -14,7 +14,7 @@ from bench.families import attention, kv_oracle
 from bench.families import cache as kv
 from bench.models import Source
 from bench.workload import Gate
-from techniques.kv_cache.core.rotation import rotation_of
+from techniques.kv_cache.core.rotation import Rotation, rotation_of
 from techniques.kv_cache.streaming_llm import StreamingLayer
 
 CONTEXT, STEPS, SINKS, SIZE = 60, 20, 4, 16
@@ -198,6 +198,25 @@ def test_heads_may_keep_different_numbers_of_tokens():
     visible, shift = kv_oracle.Visible(held, held + torch.tensor([2, 0, 5])).over(6)
     assert visible.long().tolist() == [[[1, 0, 0, 1, 0, 0], [0, 1, 1, 0, 1, 0]]]
     assert shift.tolist() == [[[2, 0, 0, 0, 0, 0], [0, 2, 0, 0, 5, 0]]]
+
+
+def test_a_turned_key_is_seen_as_its_type_holds_it():
+    torch.manual_seed(0)
+    keys = (torch.randn(1, 1, 4, 8) * 20).bfloat16()  # of sinks: large, so that rounding moves their weights
+    query, values = torch.randn(1, 1, 1, 8).bfloat16(), torch.randn(1, 1, 4, 8).bfloat16()
+    turn = Rotation(torch.tensor([1.0, 0.5, 0.2, 0.1]))
+    places = torch.arange(4)[None, None]
+    seen = kv_oracle.Visible(places, places + torch.tensor([9, 9, 0, 0]))
+    reference = kv_oracle.Reference(3, {0: [seen]}, turn.inverse_frequencies)
+    got, _ = reference.rows(query, keys, values, 3, 0, 0.3, None)
+
+    def plain(turned: Tensor) -> Tensor:
+        whole = torch.cat([turned.float(), keys[:, :, 2:].float()], 2)
+        return (query.float() @ whole.mT * 0.3).softmax(-1) @ values.float()
+
+    held, exact = turn(keys[:, :, :2], 9), turn(keys[:, :, :2].float(), 9)
+    assert (got - plain(held)).abs().max() < 1e-5
+    assert (got - plain(exact)).abs().max() > 1e-3
 
 
 def test_the_reference_is_the_models_own_attention():
