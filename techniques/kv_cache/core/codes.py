@@ -55,12 +55,26 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     return packed
 
 
-def unpack(packed: Tensor, bits: int) -> Tensor:
-    """Bytes `(..., m, n)` -> codes uint8 `(..., m * 8 / bits, n)`; eight bytes at once where rows are made of such."""
+def lifted(packed: Tensor, bits: int) -> Tensor:
+    """Bytes `(..., m, n)` -> uint8 `(..., m * 8 / bits, n)`: codes where they lie in their byte, times `lift`.
+
+    So none is moved; eight bytes at once where rows are made of such.
+    """
     wide = all(size % 8 == 0 for size in (packed.shape[-1], packed.storage_offset(), *packed.stride()[:-1]))
     words = packed.view(torch.int64) if wide else packed
-    mask = int.from_bytes(bytes([2**bits - 1] * words.element_size()), "little")
     codes = words.new_empty(*words.shape[:-2], 8 // bits, *words.shape[-2:])
     for place in range(8 // bits):
-        torch.bitwise_and(words >> (bits * place), mask, out=codes[..., place, :, :])
+        mask = bytes([(2**bits - 1) << (bits * place)] * words.element_size())
+        torch.bitwise_and(words, int.from_bytes(mask, "little", signed=wide), out=codes[..., place, :, :])
     return codes.view(torch.uint8).flatten(-3, -2)
+
+
+def lift(m: int, bits: int) -> Tensor:
+    """What each of m rows of codes is multiplied by in `lifted`, `(m,)` uint8."""
+    return 2 ** (bits * (torch.arange(m) // (m * bits // 8))).to(torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """Bytes `(..., m, n)` -> codes uint8 `(..., m * 8 / bits, n)`."""
+    codes = lifted(packed, bits)
+    return codes // lift(codes.shape[-2], bits).to(codes.device)[:, None]

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from bench.families import cache as kv
 from techniques.kv_cache.core.attending import linked
-from techniques.kv_cache.core.codes import SCALE, Codes, dequantize, pack, quantize, unpack
-from techniques.kv_cache.core.eight_bits import mixing_type, products
+from techniques.kv_cache.core.codes import SCALE, Codes, dequantize, lift, lifted, pack, quantize, unpack
 
 
 def head_width(config: Any) -> int:
@@ -86,6 +85,7 @@ class Packed(ABC):
         old = self._old(tokens)
         self.tail = states.new_zeros(batch, heads, self.keep + self.block, width)
         self.tail[:, :, : tokens - old] = states[:, :, old:]
+        self.lift = lift(width, self.bits).to(states.device)
         self._allocate(states)
         self._round(states[:, :, :old])
         self.seen = tokens
@@ -154,15 +154,22 @@ class PerChannel(Packed):
     def _by_token(self, states: Tensor) -> Tensor:
         return states.mT.flatten(2, 3)
 
-    def _groups(self) -> Codes:
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed, step and low of what is rounded."""
         packed, step, low = (part[:, :, : self.rounded // self.group] for part in (self.packed, self.step, self.low))
+        return packed, step, low
+
+    def _groups(self) -> Codes:
+        packed, step, low = self._parts()
         return Codes(unpack(packed, self.bits), step[..., None], low[..., None])
 
     def scores(self, query: Tensor) -> Tensor:
         query = query.float()
-        codes, step, low = self._groups()  # (batch, kv_heads, groups, head_dim, group), and 1
-        made = (query[:, :, None] * step.mT) @ codes.float()  # (batch, kv_heads, groups, queries, group)
-        made += (query @ low[..., 0].float().mT).mT[..., None]
+        packed, step, low = self._parts()
+        codes = lifted(packed, self.bits)  # (batch, kv_heads, groups, head_dim, group)
+        scaled = (query / self.lift)[:, :, None] * step[:, :, :, None]  # (batch, kv_heads, groups, queries, head_dim)
+        made = scaled @ codes.float()
+        made += (query @ low.float().mT).mT[..., None]
         return torch.cat([made.transpose(2, 3).flatten(3), query @ self._exact().float().mT], -1)
 
 
@@ -189,18 +196,23 @@ class PerToken(Packed):
     def _by_token(self, states: Tensor) -> Tensor:
         return states.transpose(-1, -2).flatten(2, 3).mT
 
-    def _groups(self) -> Codes:
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Packed, step and low of what is rounded."""
         packed, step, low = (part[..., : self.rounded] for part in (self.packed, self.step, self.low))
+        return packed, step, low
+
+    def _groups(self) -> Codes:
+        packed, step, low = self._parts()
         codes = unpack(packed, self.bits).unflatten(2, (-1, self.group))
         return Codes(codes.mT, step[..., None], low[..., None])
 
     def mixed(self, weights: Tensor) -> Tensor:
-        codes, step, low = self._groups()  # (batch, kv_heads, groups, rounded, group), and 1
+        packed, step, low = self._parts()
+        codes = lifted(packed, self.bits).unflatten(2, (-1, self.group))  # (batch, kv_heads, groups, group, rounded)
         old = weights[..., : self.rounded]
-        scaled = torch.empty(*step.shape[:3], *old.shape[2:], dtype=mixing_type(self.tail.dtype), device=old.device)
-        torch.mul(old[:, :, None], step.mT, out=scaled)  # (batch, kv_heads, groups, queries, rounded)
-        made = products(scaled.flatten(0, 1), codes.mT.flatten(0, 1)).unflatten(0, step.shape[:2])
-        made = made + (old @ low[..., 0].float().mT).mT[..., None]  # (batch, kv_heads, groups, queries, group)
+        scaled = old[:, :, None] * step[:, :, :, None]  # (batch, kv_heads, groups, queries, rounded)
+        made = scaled @ codes.float().mT / self.lift.unflatten(0, (-1, 1, self.group))
+        made += (old @ low.float().mT).mT[..., None]  # (batch, kv_heads, groups, queries, group)
         return made.transpose(2, 3).flatten(3) + weights[..., self.rounded :] @ self._exact().float()
 
 
